@@ -1,0 +1,1 @@
+"""Vision and sound towers, one file per tower."""

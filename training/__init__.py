@@ -1,0 +1,1 @@
+"""Training: recipes, data, optimiser and the loop that keeps the encoders frozen."""
