@@ -1,0 +1,107 @@
+"""Chooses the next token from logits, the way RWKV's own demos do.
+
+Letters: V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is sampled and where it ends.
+
+    Temperature 0 takes the likeliest token; `top_k` 0 and `top_p` 1 leave the distribution whole. A token
+    that has come up loses `presence_penalty` from its logit, and `count_penalty` for each time it did; the
+    counts are multiplied by `penalty_decay` at every step. `max_new_tokens` None leaves the bound to the
+    model's config; `stop` adds to its stop texts.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    presence_penalty: float = 0.0
+    count_penalty: float = 0.0
+    penalty_decay: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}, expected 0 or more")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected 0 to 1")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}, expected 0 (off) or more")
+        for name in ("presence_penalty", "count_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a finite number")
+        if not 0 <= self.penalty_decay <= 1:
+            raise ValueError(f"penalty_decay is {self.penalty_decay}, expected 0 to 1")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}, expected 0 to 2^63 - 1")
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise ValueError(f"stop is {self.stop!r}, expected a tuple of texts that are not empty")
+
+
+class Sampler:
+    """Samples one sequence, `sampler(logits) -> id`, and holds its random numbers and token counts."""
+
+    def __init__(self, sampling: Sampling, vocab_size: int, device: torch.device | str = "cpu") -> None:
+        self.sampling = sampling
+        self.generator = torch.Generator(device)
+        if sampling.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(sampling.seed)
+        self.counts = torch.zeros(vocab_size, device=device)
+
+    def __call__(self, logits: Tensor) -> int:
+        """logits (V,) -> the chosen id, which is counted.
+
+        A FloatingPointError when a logit is NaN or +inf, or all are -inf.
+        """
+        if logits.shape != self.counts.shape:
+            raise ValueError(f"logits have shape {tuple(logits.shape)}, expected {tuple(self.counts.shape)}")
+        if not (greatest := logits.max()).isfinite():  # NaN wins over every number
+            raise FloatingPointError(
+                f"the greatest logit is {greatest.item()}: the weights are broken or the precision is too low"
+            )
+        token = self._choose(self._penalise(logits.float()))
+        self.counts *= self.sampling.penalty_decay
+        self.counts[token] += 1
+        return token
+
+    def _penalise(self, logits: Tensor) -> Tensor:
+        options = self.sampling
+        return logits - options.presence_penalty * (self.counts > 0) - options.count_penalty * self.counts
+
+    def _choose(self, logits: Tensor) -> int:
+        options = self.sampling
+        if options.temperature < torch.finfo(logits.dtype).tiny:
+            return int(logits.argmax())
+        # Sinking the greatest logit to 0 first keeps a tiny temperature from overflowing.
+        logits = (logits - logits.max()) / options.temperature
+        if 0 < options.top_k < len(logits):
+            logits = _keep(logits, logits.topk(options.top_k).indices)
+        if options.top_p < 1:
+            logits = _keep(logits, nucleus(logits.softmax(0), options.top_p))
+        return int(torch.multinomial(logits.softmax(0), 1, generator=self.generator))
+
+
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Indices of the smallest set of likeliest entries of (V,) whose mass is at least `top_p`; never none."""
+    ordered, order = probabilities.double().sort(descending=True, stable=True)
+    before = ordered.cumsum(0) - ordered  # mass of the likelier ones
+    size = int((before < top_p).sum())
+    return order[: max(size, 1)]
+
+
+def _keep(logits: Tensor, indices: Tensor) -> Tensor:
+    return torch.full_like(logits, -math.inf).scatter(0, indices, logits[indices])
