@@ -1,0 +1,75 @@
+"""Any timm image model as a tower: transformers give their patch tokens, convolutional nets their last map.
+
+Letters: B batch, S side of the prepared picture, D width of the features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from encoders.protocol import Preprocess
+
+
+@dataclass(frozen=True)
+class TimmTowerConfig:
+    """A timm model name, the side of the picture it sees, and further arguments of `timm.create_model`
+    (for example `{"output_stride": 16}`)."""
+
+    name: str
+    image_size: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TimmTower(nn.Module):
+    """pixels (B, 3, S, S) uint8 -> features (B, rows * columns, D), row by row, class and register tokens dropped.
+
+    Built without pretrained weights unless `pretrained`, which lets timm fetch them by name.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: TimmTowerConfig, pretrained: bool = False) -> None:
+        super().__init__()
+        import timm
+        from timm.data import resolve_model_data_config
+
+        if not timm.is_model(config.name):
+            raise ValueError(f"timm has no model {config.name!r}; `timm.list_models()` names those it has")
+        # Some models compute buffers that no checkpoint holds, so a tower is built with values even where the
+        # model around it is built on the meta device.
+        with torch.device("cpu"):
+            body: Any = timm.create_model(config.name, pretrained=pretrained, num_classes=0, **config.options)
+            if hasattr(body, "set_input_size"):  # transformers resample their position embedding
+                body.set_input_size(img_size=config.image_size)
+            self.grid = _grid(body, config.image_size)
+        data = resolve_model_data_config(body)
+        self.preprocess = Preprocess(config.image_size, data["mean"], data["std"])
+        for name in ("mean", "std"):
+            value = torch.tensor(data[name], device="cpu").view(3, 1, 1) * 255
+            self.register_buffer(name, value, persistent=False)
+        self.width: int = body.num_features
+        self.body = body
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        size = self.preprocess.size
+        if pixels.shape[1:] != (3, size, size):
+            raise ValueError(f"pixels have shape {tuple(pixels.shape)}, expected (B, 3, {size}, {size})")
+        features: Tensor = self.body.forward_features((pixels - self.mean) / self.std)
+        if features.ndim == 4:
+            return features.flatten(2).transpose(1, 2)
+        return features[:, -self.grid[0] * self.grid[1] :]
+
+
+def _grid(body: Any, size: int) -> tuple[int, int]:
+    """Rows and columns of the features of a size x size picture."""
+    if hasattr(body, "patch_embed"):
+        rows, columns = body.patch_embed.grid_size
+    else:
+        with torch.no_grad():
+            rows, columns = body.eval().forward_features(torch.zeros(1, 3, size, size)).shape[2:]
+        body.train()
+    return rows, columns

@@ -1,0 +1,54 @@
+"""The native checkpoint: a folder with `config.json`, `model.safetensors` and `README.md` (the model card)."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mm_rwkv7.config import MMConfig
+from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.weights import load_strictly, read_tensors, replacing
+
+SHARD = 5 * 10**9  # bytes; larger models are split, with an index
+
+
+def save(model: MMRWKV7, folder: str | os.PathLike[str], card: str, dtype: torch.dtype | None = None) -> None:
+    """Write `model` as a native checkpoint, replacing `folder` only when all of it is written.
+
+    With `dtype`, matrices are stored in it; vectors keep their own type, because decay, norms and running
+    statistics are few and lose most by rounding.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    def stored(tensor: Tensor) -> Tensor:
+        narrow = dtype is not None and tensor.ndim >= 2 and tensor.is_floating_point()
+        return (tensor.to(dtype) if narrow else tensor).contiguous()
+
+    with replacing(Path(folder)) as draft:
+        (draft / "config.json").write_text(model.config.to_json() + "\n", encoding="utf-8")
+        (draft / "README.md").write_text(card, encoding="utf-8")
+        tensors = {name: stored(tensor) for name, tensor in model.state_dict().items()}
+        save_torch_state_dict(tensors, draft, max_shard_size=SHARD)
+
+
+def load(folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> MMRWKV7:
+    """Read a native checkpoint onto the CPU, every floating-point tensor in `dtype`. A ValueError lists what does
+    not fit."""
+    folder = Path(folder)
+    config = MMConfig.load(folder / "config.json")
+    with torch.device("meta"):
+        model = MMRWKV7(config)
+    tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in read_tensors(folder)}
+    load_strictly(model, tensors, folder)
+    return model.eval()
+
+
+def fingerprint(model: MMRWKV7) -> str:
+    """sha256 over the config and every tensor's name, shape and bytes: equal if two models answer alike."""
+    digest = hashlib.sha256(model.config.to_json().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""MMConfig: everything that decides what a checkpoint computes, as typed values that travel in `config.json`."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from encoders.timm_tower import TimmTowerConfig
+from mm_rwkv7.projector import ProjectorConfig
+from mm_rwkv7.rwkv7 import RWKV7Config
+from mm_rwkv7.tokenizer import IMAGE_TOKEN
+from mm_rwkv7.typed import build
+
+FORMAT = "mm-rwkv7/1"
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How messages become one text. `{image}` in `image` stands for the run of image placeholders.
+
+    The defaults are those of RWKV-7 World and VisualRWKV-7: `User: <image>\\nQUESTION\\n\\nAssistant:`, then
+    ` ANSWER\\n\\n`.
+    """
+
+    system: str = "System: "
+    user: str = "User: "
+    assistant: str = "Assistant:"
+    turn_end: str = "\n\n"
+    image: str = "{image}\n"
+    stop: tuple[str, ...] = ("\n\n",)
+    caption: str = "Describe the picture."
+
+
+@dataclass(frozen=True)
+class MMConfig:
+    """The composition: a language model, at most one tower with its projector, the vocabulary and the prompt.
+
+    `vocabulary` lists the World ids that a trimmed model keeps, in the order of its embedding rows; None is the
+    whole World vocabulary. `max_new_tokens` bounds an answer unless the caller says otherwise.
+    """
+
+    lm: RWKV7Config
+    tower: TimmTowerConfig | None = None
+    projector: ProjectorConfig | None = None
+    vocabulary: tuple[int, ...] | None = None
+    template: PromptTemplate = field(default_factory=PromptTemplate)
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if (self.tower is None) != (self.projector is None):
+            raise ValueError("a tower needs a projector and a projector needs a tower")
+        if self.vocabulary is not None and len(self.vocabulary) != self.lm.vocab_size:
+            raise ValueError(
+                f"the vocabulary lists {len(self.vocabulary)} ids, the language model has {self.lm.vocab_size} rows"
+            )
+
+    @property
+    def image_id(self) -> int:
+        """The model's id of the image placeholder."""
+        return IMAGE_TOKEN if self.vocabulary is None else self.vocabulary.index(IMAGE_TOKEN)
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "MMConfig":
+        """Read a `config.json`; a ValueError names the file and the field that is wrong."""
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+            raise ValueError(f"{path} is not a config of format {FORMAT!r}")
+        try:
+            return build(cls, fields)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,102 @@
+"""Prefill and decode: reading a prompt in pieces, and writing an answer token by token.
+
+Letters: B batch, T time, D width, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.sampling import Sampler
+from mm_rwkv7.state import State
+from mm_rwkv7.tokenizer import Tokenizer
+
+PIECE = 1024  # tokens read at once: memory does not grow with the text
+
+
+@torch.no_grad()
+def prefill(
+    model: MMRWKV7, ids: Tensor, state: State | None = None, features: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """Read ids (1, T) with the features (..., D) of their pictures; returns the last hidden vector (1, D) and the
+    state. Any length goes through at constant memory."""
+    if ids.shape[1] == 0:
+        raise ValueError("there is nothing to read")
+    after = state
+    queue = None if features is None else features.flatten(0, -2)
+    for piece in ids.split(PIECE, dim=1):
+        here = None
+        if queue is not None:
+            taken = int((piece == model.config.image_id).sum())
+            here, queue = queue[:taken], queue[taken:]
+        hidden, after = model.lm.hidden(model.embed(piece, here), after)
+    assert after is not None
+    return hidden[:, -1], after
+
+
+class Decoder:
+    """Writes one answer: iterate for its pieces of text, then read `tokens`, `state` and `finish_reason`.
+
+    A piece never holds half a character, nor the beginning of what may become a stop text. `state` has read
+    every token of the answer, the stop included. `finish_reason` is "stop", "length" or, when the iteration was left
+    early, "cancelled".
+    """
+
+    def __init__(
+        self,
+        model: MMRWKV7,
+        tokenizer: Tokenizer,
+        hidden: Tensor,
+        state: State,
+        sampler: Sampler,
+        stop: Sequence[str],
+        limit: int,
+    ) -> None:
+        self.model, self.tokenizer, self.sampler = model, tokenizer, sampler
+        self.hidden, self.state = hidden, state
+        self.stop, self.limit = tuple(stop), limit
+        self.tokens: list[int] = []
+        self.finish_reason = "cancelled"
+
+    def __iter__(self) -> Iterator[str]:
+        decoder = self.tokenizer.stream()
+        held = ""
+        while len(self.tokens) < self.limit:
+            token = self._step()
+            if token == self.tokenizer.end_id:
+                self.finish_reason = "stop"
+                break
+            held += decoder.push(token)
+            cut = min((at for at in map(held.find, self.stop) if at >= 0), default=-1)
+            if cut >= 0:
+                self.finish_reason = "stop"
+                if cut:
+                    yield held[:cut]
+                return
+            ready = len(held) - self._possible_stop(held)
+            if ready:
+                yield held[:ready]
+                held = held[ready:]
+        else:
+            self.finish_reason = "length"
+        if rest := held + decoder.flush():
+            yield rest
+
+    @torch.no_grad()
+    def _step(self) -> int:
+        logits = self.model.lm.head(self.hidden)[0].float()
+        logits[[self.tokenizer.image_id, self.tokenizer.audio_id]] = -torch.inf
+        token = self.sampler(logits)
+        self.tokens.append(token)
+        self.hidden, self.state = prefill(self.model, torch.tensor([[token]], device=logits.device), self.state)
+        return token
+
+    def _possible_stop(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop text."""
+        longest = max(map(len, self.stop), default=1) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self.stop):
+                return length
+        return 0

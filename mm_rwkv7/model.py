@@ -1,0 +1,75 @@
+"""MMRWKV7: a language model that reads pictures as tokens.
+
+Letters: B batch, T time, I pictures, M tokens per picture, S side of a prepared picture, D width.
+"""
+
+from torch import Tensor, nn
+
+from encoders.timm_tower import TimmTower
+from mm_rwkv7.config import MMConfig
+from mm_rwkv7.projector import Projector
+from mm_rwkv7.rwkv7 import RWKV7
+from mm_rwkv7.state import State
+
+
+class MMRWKV7(nn.Module):
+    """`logits, state = model(ids, state, pixels=...)`: placeholders in `ids` stand for the pictures' features, in
+    order."""
+
+    def __init__(self, config: MMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.lm = RWKV7(config.lm)
+        self.tower: TimmTower | None = None
+        self.projector: Projector | None = None
+        if config.tower is not None and config.projector is not None:
+            self.tower = TimmTower(config.tower)
+            if self.tower.width != config.projector.input_width:
+                raise ValueError(
+                    f"the projector reads width {config.projector.input_width}, "
+                    f"the tower {config.tower.name!r} gives {self.tower.width}"
+                )
+            tokens = self.tower.grid[0] * self.tower.grid[1]
+            if config.projector.positions not in (0, tokens):
+                raise ValueError(f"the projector has {config.projector.positions} positions, the tower {tokens} tokens")
+            self.projector = Projector(config.projector, config.lm.width)
+
+    @property
+    def image_tokens(self) -> int:
+        """Placeholders per picture; 0 for a model that does not see."""
+        if self.tower is None or self.projector is None:
+            return 0
+        return self.tower.grid[0] * self.tower.grid[1] + self.projector.summary
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels (I, 3, S, S) uint8 -> features in the embedding space (I, M, D)."""
+        if self.tower is None or self.projector is None:
+            raise ValueError("this model has no tower: it reads text only")
+        return self.projector(self.tower(pixels))
+
+    def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
+        """ids (B, T), features (..., D) of all pictures in reading order -> (B, T, D).
+
+        Raises ValueError unless there are exactly as many placeholders as feature tokens.
+        """
+        places = ids == self.config.image_id
+        wanted = int(places.sum())
+        given = 0 if features is None else features.shape[:-1].numel()
+        if wanted != given:
+            raise ValueError(f"the text has {wanted} image placeholders, the pictures have {given} feature tokens")
+        x = self.lm.embed(ids.masked_fill(places, 0))
+        if features is None:
+            return x
+        return x.masked_scatter(places[..., None], features.to(x.dtype))
+
+    def forward(
+        self,
+        ids: Tensor,
+        state: State | None = None,
+        *,
+        pixels: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """ids (B, T), pixels (I, 3, S, S), mask (B, T) False where padded -> (logits (B, T, V) fp32, state)."""
+        features = None if pixels is None else self.encode(pixels)
+        return self.lm(x=self.embed(ids, features), state=state, mask=mask)

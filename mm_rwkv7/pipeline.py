@@ -1,0 +1,245 @@
+"""Pipeline: the one object that answers, held by the command line, the app, the server and evaluation."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_rwkv7 import checkpoint
+from mm_rwkv7.generate import Decoder, prefill
+from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.processor import Message, Processor
+from mm_rwkv7.sampling import Sampler, Sampling
+from mm_rwkv7.state import State
+from mm_rwkv7.tokenizer import Tokenizer
+from mm_rwkv7.weights import choose_device, choose_dtype, locate
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens read as text, tokens read as pictures and sounds, tokens written."""
+
+    prompt_tokens: int
+    media_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds to load the model, encode the media, read the prompt, and from the call to the first token; tokens
+    written a second."""
+
+    load_s: float
+    encode_s: float
+    prefill_s: float
+    first_token_s: float
+    decode_tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was answered, why it ended ("stop", "length" or "cancelled"), and the state to go on from."""
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+    state: State
+
+
+class Stream:
+    """Iterate for the answer's pieces of text as they are written; then `answer` holds the whole.
+
+    An iteration that is left early (or closed) has an `answer` too: what was written until then.
+    """
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self._pieces = pieces
+        self._answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    @property
+    def answer(self) -> Answer:
+        if self._answer is None:
+            for _ in self._pieces:
+                pass
+        assert self._answer is not None
+        return self._answer
+
+
+class Pipeline:
+    """A model with its tokenizer and processor. States are values: one pipeline serves any number of
+    conversations, each of which holds its own state."""
+
+    def __init__(self, model: MMRWKV7, name: str = "model", load_s: float = 0.0) -> None:
+        self.model = model.eval()
+        self.name = name
+        self.load_s = load_s
+        self.tokenizer = Tokenizer(model.config.vocabulary)
+        preprocess = None if model.tower is None else model.tower.preprocess
+        self.processor = Processor(model.config, self.tokenizer, preprocess, model.image_tokens)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | os.PathLike[str] = "nano", device: str = "auto", dtype: str = "auto"
+    ) -> "Pipeline":
+        """`model`: "nano" (bundled), "hf:owner/repo" or the folder of a native checkpoint."""
+        began = time.perf_counter()
+        where = choose_device(device)
+        loaded = checkpoint.load(locate(model), choose_dtype(dtype, where)).to(where)
+        return cls(loaded, os.fspath(model), time.perf_counter() - began)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the config and the weights; state files carry it."""
+        return checkpoint.fingerprint(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.lm.emb.weight.device
+
+    def ask(
+        self,
+        question: str,
+        images: Sequence[Any] = (),
+        audio: Sequence[Any] = (),
+        sampling: Sampling = Sampling(),  # noqa: B008 - a frozen value
+        state: State | None = None,
+    ) -> Answer:
+        """Answer a question about pictures (paths, bytes or PIL images) and sounds, going on from `state`."""
+        return self.chat(question_about(question, images, audio), sampling, state)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling = Sampling(),  # noqa: B008 - a frozen value
+        state: State | None = None,
+    ) -> Answer:
+        """Answer the last of `messages`, which come after what `state` has read."""
+        return self.stream(messages, sampling, state).answer
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling = Sampling(),  # noqa: B008 - a frozen value
+        state: State | None = None,
+    ) -> Stream:
+        """Like `chat`, but the text comes as it is written. Bad messages raise here, before any work."""
+        began = time.perf_counter()
+        batch = self.processor(messages, open_turn=state is not None and state.open_turn)
+        template = self.model.config.template
+        return self._write(batch.ids, batch.pixels, sampling, state, began, template.stop, template.turn_end)
+
+    def generate(
+        self,
+        text: str,
+        sampling: Sampling = Sampling(),  # noqa: B008 - a frozen value
+        state: State | None = None,
+    ) -> Answer:
+        """Continue a text as it stands, without the prompt template."""
+        ids = self.tokenizer.encode(text)
+        if not ids:
+            raise ValueError("there is no text to continue")
+        return self._write(torch.tensor([ids]), None, sampling, state, time.perf_counter(), (), "").answer
+
+    def caption(self, image: Any, sampling: Sampling = Sampling()) -> str:  # noqa: B008 - a frozen value
+        """Describe one picture."""
+        return self.ask(self.model.config.template.caption, [image], sampling=sampling).text
+
+    def tag(self, audio: Any, top: int = 10) -> list[tuple[str, float]]:
+        """The likeliest classes of a sound."""
+        raise ValueError(f"model {self.name!r} has no sound encoder, it cannot hear")
+
+    def prefill(self, messages: Sequence[Message], state: State | None = None) -> State:
+        """Read messages without answering. After a message of pictures alone the turn stays open: any number of
+        questions about them can be asked from the state that comes back."""
+        batch = self.processor(messages, generate=False, open_turn=state is not None and state.open_turn)
+        _, after = self._read(batch.ids, batch.pixels, state)
+        return replace(after, open_turn=batch.open_turn)
+
+    def embed(self, content: str | Sequence[Message]) -> Tensor:
+        """A text or messages as one vector (D,): what the head would read after the last token."""
+        if isinstance(content, str):
+            ids, pixels = torch.tensor([self.tokenizer.encode(content)]), None
+        else:
+            batch = self.processor(content, generate=False)
+            ids, pixels = batch.ids, batch.pixels
+        return self._read(ids, pixels, None)[0][0].float()
+
+    def _read(self, ids: Tensor, pixels: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+        features = None if pixels is None else self._encode(pixels)
+        return prefill(self.model, ids.to(self.device), state, features)
+
+    @torch.no_grad()
+    def _encode(self, pixels: Tensor) -> Tensor:
+        return self.model.encode(pixels.to(self.device))
+
+    def _write(
+        self,
+        ids: Tensor,
+        pixels: Tensor | None,
+        sampling: Sampling,
+        state: State | None,
+        began: float,
+        stop: Sequence[str],
+        turn_end: str,
+    ) -> Stream:
+        def pieces() -> Iterator[str]:
+            features = None if pixels is None else self._encode(pixels)
+            encoded = time.perf_counter()
+            hidden, read = prefill(self.model, ids.to(self.device), state, features)
+            prefilled = time.perf_counter()
+            sampler = Sampler(sampling, self.tokenizer.size, self.device)
+            limit = sampling.max_new_tokens or self.model.config.max_new_tokens
+            decoder = Decoder(self.model, self.tokenizer, hidden, read, sampler, (*stop, *sampling.stop), limit)
+            text, first = "", prefilled
+            try:
+                for piece in decoder:
+                    if not text:
+                        first = time.perf_counter()
+                        piece = piece.lstrip() if turn_end else piece
+                    text += piece
+                    if piece:
+                        yield piece
+            finally:
+                ended = time.perf_counter()
+                media = 0 if pixels is None else len(pixels) * self.model.image_tokens
+                written = len(decoder.tokens)
+                stream._answer = Answer(
+                    text.rstrip() if turn_end else text,
+                    decoder.finish_reason,
+                    Usage(ids.shape[1] - media, media, written),
+                    Timings(
+                        self.load_s,
+                        encoded - began if pixels is not None else 0.0,
+                        prefilled - encoded,
+                        first - began,
+                        written / (ended - prefilled) if ended > prefilled else 0.0,
+                    ),
+                    self._closed(decoder, turn_end),
+                )
+
+        stream = Stream(pieces())
+        return stream
+
+    def _closed(self, decoder: Decoder, turn_end: str) -> State:
+        """The state after the answer, its turn ended as the template ends turns, whatever ended the writing."""
+        state = replace(decoder.state, open_turn=False)
+        if not turn_end or self.tokenizer.decode(decoder.tokens).endswith(turn_end):
+            return state
+        ids = torch.tensor([self.tokenizer.encode(turn_end)], device=self.device)
+        return prefill(self.model, ids, state)[1]
+
+
+def question_about(question: str, images: Sequence[Any] = (), audio: Sequence[Any] = ()) -> list[Message]:
+    """One user message: the media in order, then the question."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    parts += [{"type": "audio", "audio": sound} for sound in audio]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]

@@ -1,0 +1,178 @@
+"""Messages in, a batch for the model out. The prompt is put together here and nowhere else.
+
+Letters: B rows, T tokens, I pictures, S side of a prepared picture in pixels.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from encoders.protocol import Preprocess
+from mm_rwkv7.config import MMConfig
+from mm_rwkv7.pictures import PictureSource, load_picture
+from mm_rwkv7.tokenizer import Tokenizer
+
+ROLES = ("system", "user", "assistant")
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Stands among the pieces of a prompt where a picture's placeholders go."""
+
+    source: PictureSource
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model reads: `ids` (B, T) int64; `mask` (B, T) bool, False where padded, None when nothing is;
+    `pixels` (I, 3, S, S) uint8 in the order of their placeholders, None without pictures. `open_turn` says that it
+    ends with a picture in a user's turn that has no words yet."""
+
+    ids: Tensor
+    mask: Tensor | None = None
+    pixels: Tensor | None = None
+    open_turn: bool = False
+
+
+class Processor:
+    """Applies the prompt template of `config`, tokenizes, and prepares pictures as `preprocess` says.
+
+    `image_tokens` placeholders stand for one picture; `preprocess` is None for a model that cannot see.
+    """
+
+    def __init__(
+        self, config: MMConfig, tokenizer: Tokenizer, preprocess: Preprocess | None, image_tokens: int
+    ) -> None:
+        self.template = config.template
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.image_tokens = image_tokens
+
+    def __call__(self, messages: Sequence[Message], generate: bool = True, open_turn: bool = False) -> Batch:
+        """A batch of one row, which ends with the prompt for an answer when `generate`.
+
+        The row is cut into tokens piece by piece: the rows of `messages[:k]` (without `generate`) and of
+        `messages[k:]` join to the row of `messages`, so a saved state can be continued. Likewise a prompt with
+        `generate` is the beginning of the row that holds its answer. Without `generate`, a last message of
+        pictures alone leaves its turn open; what follows is then processed with `open_turn`, as its rest.
+        """
+        ids: list[int] = []
+        pixels: list[Tensor] = []
+        segments = self.segments(messages, generate, open_turn)
+        for segment in segments:
+            if isinstance(segment, Picture):
+                ids += [self.tokenizer.image_id] * self.image_tokens
+                pixels.append(self.pixels(segment.source))
+            else:
+                ids += self.tokenizer.encode(segment)
+        stacked = torch.stack(pixels) if pixels else None
+        return Batch(torch.tensor([ids]), pixels=stacked, open_turn=isinstance(segments[-1], Picture))
+
+    def pixels(self, source: PictureSource) -> Tensor:
+        """A picture as the tower's input, (3, S, S) uint8."""
+        if self.preprocess is None:
+            raise ValueError("this model has no vision tower, it cannot read pictures")
+        picture = self.preprocess.resize(load_picture(source))
+        return torch.tensor(np.asarray(picture)).permute(2, 0, 1).contiguous()
+
+    def collate(self, batches: Sequence[Batch]) -> Batch:
+        """One batch of several one-row ones, padded on the right."""
+        if not batches:
+            raise ValueError("there is no row to collate")
+        lengths = torch.tensor([batch.ids.shape[1] for batch in batches])
+        longest = int(lengths.max())
+        rows = [F.pad(batch.ids, (0, longest - batch.ids.shape[1]), value=self.tokenizer.end_id) for batch in batches]
+        mask = torch.arange(longest) < lengths[:, None]  # (B, T)
+        pixels = [batch.pixels for batch in batches if batch.pixels is not None]
+        return Batch(torch.cat(rows), None if mask.all() else mask, torch.cat(pixels) if pixels else None)
+
+    def segments(
+        self, messages: Sequence[Message], generate: bool = True, open_turn: bool = False
+    ) -> list[str | Picture]:
+        """The prompt's pieces in order: texts, each tokenized by itself, and pictures.
+
+        A ValueError says what is wrong with the messages.
+        """
+        if not messages:
+            raise ValueError("there are no messages")
+        segments: list[str | Picture] = []
+        for number, message in enumerate(messages, start=1):
+            segments += self._turn(message, f"message {number}", open_turn and number == 1)
+        if generate:
+            role, content = messages[-1]["role"], messages[-1]["content"]
+            if role != "user":
+                raise ValueError(f"the last message is from {role!r}, expected 'user' when an answer is wanted")
+            if not any(isinstance(part, str) for part in _parts(content, "the last message")):
+                raise ValueError("the question is empty")
+            segments.append(self.template.assistant)
+        elif len(segments) > 1 and isinstance(segments[-2], Picture):
+            del segments[-1]  # the turn's end: the words are still to come
+        return segments
+
+    def _turn(self, message: Message, where: str, continued: bool) -> list[str | Picture]:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise ValueError(f"{where} is {message!r:.80}, expected a role and a content")
+        role = message["role"]
+        if role not in ROLES:
+            raise ValueError(f"{where} has role {role!r}, expected one of {', '.join(ROLES)}")
+        parts = list(_parts(message["content"], where))
+        if role == "user":
+            return self._user_turn(parts, continued)
+        if continued:
+            raise ValueError(f"{where} is from {role!r}, expected 'user' after a picture without a question")
+        if any(isinstance(part, Picture) for part in parts):
+            raise ValueError(f"{where} is from {role!r} and has a picture, expected pictures from 'user' only")
+        text = "".join(part for part in parts if isinstance(part, str))
+        if role == "system":
+            return [self.template.system + text + self.template.turn_end]
+        return [self.template.assistant, (f" {text}" if text else "") + self.template.turn_end]
+
+    def _user_turn(self, parts: list[str | Picture], continued: bool) -> list[str | Picture]:
+        if not parts:
+            raise ValueError("the question is empty")
+        before, _, after = self.template.image.partition("{image}")
+        segments: list[str | Picture] = []
+        text = after if continued else self.template.user
+        for part in parts:
+            if isinstance(part, Picture):
+                if self.preprocess is None:
+                    raise ValueError("this model has no vision tower, it cannot read pictures")
+                segments += [text + before, part]
+                text = after
+            else:
+                text += part
+        return [*segments, text + self.template.turn_end]
+
+
+def _parts(content: Any, where: str) -> Iterator[str | Picture]:
+    """A message's pictures and texts in order; neighbouring texts become one, blank ones none."""
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise ValueError(f"{where} has content {content!r:.80}, expected a text or a list of parts")
+    lines: list[str] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "audio":
+            raise ValueError("this model has no sound encoder, it cannot hear")
+        if kind not in ("text", "image") or kind not in part:
+            raise ValueError(f"{where} has the part {part!r:.80}, expected a text or an image under its type's name")
+        if kind == "image":
+            if lines:
+                yield "\n".join(lines)
+                lines = []
+            yield Picture(part["image"])
+        elif not isinstance(part["text"], str):
+            raise ValueError(f"{where} has the text {part['text']!r:.80}, expected a string")
+        else:
+            # A blank line would read as the end of the turn.
+            lines += [line for line in part["text"].strip().splitlines() if line.strip()]
+    if lines:
+        yield "\n".join(lines)

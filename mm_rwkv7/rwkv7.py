@@ -1,0 +1,323 @@
+"""RWKV-7 "Goose" (x070), as published in arXiv 2503.14456 and in the World / Pile / G1 checkpoints.
+
+Letters: B batch, T time, D width, H heads, N head size (D = H * N), V vocabulary.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mm_rwkv7.ops import wkv7
+from mm_rwkv7.state import LayerState, State
+from mm_rwkv7.typed import build
+from mm_rwkv7.weights import choose_device, choose_dtype, load_strictly, locate, read_tensors
+
+DECAY_FLOOR = -math.exp(-0.5)  # the strongest log-decay that the sigmoid can reach
+
+
+@dataclass(frozen=True)
+class RWKV7Config:
+    """Sizes of one RWKV-7. The ranks belong to the low-rank projections of decay, in-context learning rate,
+    value residual and gate; a checkpoint's own shapes decide them, never a formula.
+
+    `iclr_multiplier` scales the in-context learning rate inside the state update: 1 as published, 2 lets the
+    transition have negative eigenvalues.
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    head_size: int = 64
+    decay_rank: int = 64
+    iclr_rank: int = 64
+    value_rank: int = 32
+    gate_rank: int = 128
+    ffn_width: int | None = None
+    iclr_multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.head_size:
+            raise ValueError(f"width {self.width} is not a multiple of head_size {self.head_size}")
+
+    @property
+    def heads(self) -> int:
+        return self.width // self.head_size
+
+    @property
+    def hidden(self) -> int:
+        """Width of the channel mix."""
+        return self.ffn_width or 4 * self.width
+
+
+class Neighbours(NamedTuple):
+    """Where each token's predecessor lies when some steps are padding; indices count the carried token as 0."""
+
+    previous: Tensor  # (B, T, 1)
+    last: Tensor  # (B, 1, 1)
+    mask: Tensor  # (B, T, 1) bool, False where padded
+
+    @classmethod
+    def of(cls, mask: Tensor) -> "Neighbours":
+        """mask: (B, T) bool, True at real tokens."""
+        positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        latest = torch.where(mask, positions, 0).cummax(dim=1).values  # (B, T) the newest real token so far
+        previous = F.pad(latest[:, :-1], (1, 0))
+        return cls(previous[..., None], latest[:, -1:, None], mask[..., None])
+
+
+def token_shift(x: Tensor, carried: Tensor, neighbours: Neighbours | None) -> tuple[Tensor, Tensor]:
+    """x (B, T, D), carried (B, D) -> (x_{t-1} - x_t, the token to carry on)."""
+    if neighbours is None:
+        previous = torch.cat([carried[:, None].to(x.dtype), x[:, :-1]], dim=1)
+        return previous - x, x[:, -1]
+    line = torch.cat([carried[:, None].to(x.dtype), x], dim=1)
+    width = x.shape[-1]
+    previous = line.gather(1, neighbours.previous.expand(-1, -1, width))
+    return previous - x, line.gather(1, neighbours.last.expand(-1, -1, width))[:, 0]
+
+
+class TimeMix(nn.Module):
+    """The attention-free token mixer: a matrix-valued state per head, updated by a generalised delta rule."""
+
+    x_r: nn.Parameter
+    x_w: nn.Parameter
+    x_k: nn.Parameter
+    x_v: nn.Parameter
+    x_a: nn.Parameter
+    x_g: nn.Parameter
+    w0: nn.Parameter
+    w1: nn.Parameter
+    w2: nn.Parameter
+    a0: nn.Parameter
+    a1: nn.Parameter
+    a2: nn.Parameter
+    v0: nn.Parameter
+    v1: nn.Parameter
+    v2: nn.Parameter
+    g1: nn.Parameter
+    g2: nn.Parameter
+    k_k: nn.Parameter
+    k_a: nn.Parameter
+
+    def __init__(self, config: RWKV7Config, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = layer
+        D, H, N = config.width, config.heads, config.head_size
+        for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", "k_k", "k_a"):
+            self.register_parameter(name, nn.Parameter(torch.empty(D)))
+        ranks = {"w": config.decay_rank, "a": config.iclr_rank, "g": config.gate_rank}
+        if layer > 0:
+            self.v0 = nn.Parameter(torch.empty(D))
+            ranks["v"] = config.value_rank
+        for name, rank in ranks.items():
+            self.register_parameter(f"{name}1", nn.Parameter(torch.empty(D, rank)))
+            self.register_parameter(f"{name}2", nn.Parameter(torch.empty(rank, D)))
+        self.r_k = nn.Parameter(torch.empty(H, N))
+        self.receptance = nn.Linear(D, D, bias=False)
+        self.key = nn.Linear(D, D, bias=False)
+        self.value = nn.Linear(D, D, bias=False)
+        self.output = nn.Linear(D, D, bias=False)
+        self.ln_x = nn.GroupNorm(H, D, eps=N * 1e-5)
+
+    def forward(
+        self, x: Tensor, state: LayerState, v_first: Tensor | None, neighbours: Neighbours | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> (out (B, T, D), wkv state, token to carry, the first layer's values)."""
+        B, T, D = x.shape
+        heads = (B, T, self.config.heads, self.config.head_size)
+        dx, carried = token_shift(x, state.att_shift, neighbours)
+        xr, xw, xk, xv, xa, xg = (
+            torch.addcmul(x, dx, mix.to(x.dtype))
+            for mix in (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
+        )
+
+        r = self.receptance(xr)
+        k = self.key(xk)
+        v = self.value(xv)
+        decay = self.w0.float() + (torch.tanh(xw @ self.w1) @ self.w2).float()
+        log_w = DECAY_FLOOR * torch.sigmoid(decay)
+        iclr = torch.sigmoid(self.a0 + (xa @ self.a1) @ self.a2)
+        gate = torch.sigmoid(xg @ self.g1) @ self.g2
+        if v_first is None:
+            v_first = v
+        else:
+            v = torch.lerp(v, v_first, torch.sigmoid(self.v0 + (xv @ self.v1) @ self.v2).to(v.dtype))
+        kappa = F.normalize((k * self.k_k).view(heads).float(), dim=-1, eps=1e-12)
+        k = k * (1 + (iclr - 1) * self.k_a)
+        b = kappa * (iclr * self.config.iclr_multiplier).view(heads)
+        if neighbours is not None:
+            log_w, k = (t.masked_fill(~neighbours.mask, 0) for t in (log_w, k))
+            b = b.masked_fill(~neighbours.mask[..., None], 0)
+
+        r, log_w, k, v_heads = (t.view(heads) for t in (r, log_w, k, v))
+        y, wkv = wkv7(r, log_w, k.to(r.dtype), v_heads, -kappa.to(r.dtype), b.to(r.dtype), state.wkv)
+        y = self.ln_x(y.reshape(B * T, D)).view(B, T, D)
+        bonus = (r * k * self.r_k).sum(-1, keepdim=True) * v_heads
+        return self.output((y + bonus.view(B, T, D)) * gate), wkv, carried, v_first
+
+
+class ChannelMix(nn.Module):
+    """Squared-ReLU feed-forward on the shifted token; no receptance gate."""
+
+    def __init__(self, config: RWKV7Config) -> None:
+        super().__init__()
+        self.x_k = nn.Parameter(torch.empty(config.width))
+        self.key = nn.Linear(config.width, config.hidden, bias=False)
+        self.value = nn.Linear(config.hidden, config.width, bias=False)
+
+    def forward(self, x: Tensor, carried: Tensor, neighbours: Neighbours | None) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) -> (out (B, T, D), token to carry)."""
+        dx, carried = token_shift(x, carried, neighbours)
+        k = torch.relu(self.key(torch.addcmul(x, dx, self.x_k.to(x.dtype))))
+        return self.value(k * k), carried
+
+
+class Block(nn.Module):
+    def __init__(self, config: RWKV7Config, layer: int) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.width)
+        self.ln2 = nn.LayerNorm(config.width)
+        self.time_mix = TimeMix(config, layer)
+        self.channel_mix = ChannelMix(config)
+
+    def forward(
+        self, x: Tensor, state: LayerState, v_first: Tensor | None, neighbours: Neighbours | None
+    ) -> tuple[Tensor, LayerState, Tensor]:
+        mixed, wkv, att_shift, v_first = self.time_mix(self.ln1(x), state, v_first, neighbours)
+        x = x + mixed
+        mixed, ffn_shift = self.channel_mix(self.ln2(x), state.ffn_shift, neighbours)
+        return x + mixed, LayerState(wkv, att_shift, ffn_shift), v_first
+
+
+class RWKV7(nn.Module):
+    """The language model: `logits, state = model(ids, state)`.
+
+    A whole sequence, pieces of it, or one token at a time give the same logits; the state is a value that the
+    caller holds, so memory does not grow with the text.
+    """
+
+    def __init__(self, config: RWKV7Config) -> None:
+        super().__init__()
+        self.config = config
+        self.emb = nn.Embedding(config.vocab_size, config.width)
+        self.ln0 = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.ln_out = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+
+    @classmethod
+    def from_pretrained(cls, model: str | os.PathLike[str], device: str = "auto", dtype: str = "auto") -> "RWKV7":
+        """The language model of a native checkpoint: "nano", "hf:owner/repo" or a folder."""
+        folder = locate(model)
+        where = choose_device(device)
+        number = choose_dtype(dtype, where)
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        with torch.device("meta"):
+            lm = cls(build(RWKV7Config, fields["lm"], "lm"))
+        tensors = {name: tensor.to(where, number) for name, tensor in read_tensors(folder, "lm.")}
+        load_strictly(lm, tensors, folder)
+        return lm.eval()
+
+    def forward(
+        self,
+        ids: Tensor | None = None,
+        state: State | None = None,
+        *,
+        x: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """ids (B, T) integers, or x (B, T, D) from `embed`; mask (B, T), False at padded steps, which change
+        nothing. -> (logits (B, T, V) fp32, state after the last real token)."""
+        if ids is not None and x is None:
+            x = self.embed(ids)
+        elif x is None or ids is not None:
+            raise ValueError("expected either ids or x, got both or neither")
+        hidden, state = self.hidden(x, state, mask)
+        return self.head(hidden).float(), state
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids (B, T) -> (B, T, D), before ln0, so that features of other modalities can be spliced in."""
+        x: Tensor = self.emb(ids)
+        return x
+
+    def hidden(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        """x (B, T, D) -> (what the head reads (B, T, D), state)."""
+        if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != self.config.width:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, T >= 1, {self.config.width})")
+        if state is None:
+            state = self.initial_state(x.shape[0])
+        elif len(state.layers) != self.config.layers or state.layers[0].wkv.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"state has {len(state.layers)} layers and batch {state.layers[0].wkv.shape[0]}, "
+                f"expected {self.config.layers} layers and batch {x.shape[0]}"
+            )
+        neighbours = None if mask is None else Neighbours.of(mask)
+        x = self.ln0(x)
+        v_first = None
+        layers = []
+        for block, layer_state in zip(self.blocks, state.layers, strict=True):
+            x, layer_state, v_first = block(x, layer_state, v_first, neighbours)
+            layers.append(layer_state)
+        return self.ln_out(x), State(tuple(layers), state.tokens_seen + x.shape[1])
+
+    def initial_state(self, batch: int = 1) -> State:
+        """The empty state: nothing read yet."""
+        config, like = self.config, self.emb.weight
+        return State.zeros(config.layers, batch, config.heads, config.head_size, like.dtype, like.device)
+
+
+def initialise(model: RWKV7) -> None:
+    """Set every parameter to the reference trainer's start (RWKV-LM train_temp), which decides how well it trains."""
+    config = model.config
+    nn.init.uniform_(model.emb.weight, -1e-4, 1e-4)
+    nn.init.orthogonal_(model.head.weight, gain=0.5 * math.sqrt(max(1.0, config.vocab_size / config.width)))
+    for layer, block in enumerate(cast("Iterable[Block]", model.blocks)):
+        _initialise_block(block, config, layer)
+
+
+@torch.no_grad()
+def _initialise_block(block: Block, config: RWKV7Config, layer: int) -> None:
+    D, N = config.width, config.head_size
+    depth = layer / max(1, config.layers - 1)  # 0 at the first layer, 1 at the last
+    height = 1 - layer / config.layers  # 1 at the first layer, almost 0 at the last
+    n = torch.arange(D, dtype=torch.float32)
+    channel, ramp = n / D, n / max(1, D - 1)
+    centred = (n % N - (N - 1) / 2) / ((N - 1) / 2)
+    zigzag, slope = centred * centred.abs(), ramp - 0.5
+
+    mix = block.time_mix
+    for name, power in (("r", 0.2), ("w", 0.9), ("k", 0.7), ("v", 0.7), ("a", 0.9), ("g", 0.2)):
+        getattr(mix, f"x_{name}").copy_(1 - channel ** (power * height))
+    mix.w0.copy_(-5.5 + 6 * ramp ** (1 + depth**0.3) + 2.5 * zigzag)
+    mix.a0.copy_(-0.19 + 0.3 * zigzag + 0.4 * slope)
+    if layer > 0:
+        mix.v0.copy_(0.73 - 0.4 * slope)
+    mix.k_k.copy_(0.71 - 0.1 * slope)
+    mix.k_a.fill_(1.02)
+    mix.r_k.fill_(-0.04)
+    for down, up in _low_rank_pairs(mix):
+        nn.init.zeros_(down)
+        nn.init.orthogonal_(up, gain=0.1 * math.sqrt(max(1.0, up.shape[0] / up.shape[1])))
+    bound = 0.5 / math.sqrt(D)
+    nn.init.uniform_(mix.receptance.weight, -bound, bound)
+    nn.init.uniform_(mix.key.weight, -0.1 * bound, 0.1 * bound)
+    nn.init.uniform_(mix.value.weight, -bound, bound)
+    nn.init.zeros_(mix.output.weight)
+    mix.ln_x.weight.fill_(((1 + layer) / config.layers) ** 0.7)
+
+    block.channel_mix.x_k.copy_(1 - channel ** (height**4))
+    nn.init.uniform_(block.channel_mix.key.weight, -bound, bound)
+    nn.init.zeros_(block.channel_mix.value.weight)
+
+
+def _low_rank_pairs(mix: TimeMix) -> Iterator[tuple[Tensor, Tensor]]:
+    for name in "wagv" if mix.layer > 0 else "wag":
+        yield getattr(mix, f"{name}1"), getattr(mix, f"{name}2")

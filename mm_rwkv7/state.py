@@ -1,0 +1,103 @@
+"""What RWKV-7 remembers of everything it has read: a value of constant size, free to copy, fork, save and send.
+
+Letters: B batch, H heads, N head size, D width.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FORMAT = "mm-rwkv7-state/1"
+
+
+class LayerState(NamedTuple):
+    wkv: Tensor  # (B, H, N, N) fp32, [value, key]
+    att_shift: Tensor  # (B, D) last input of the time mix
+    ffn_shift: Tensor  # (B, D) last input of the channel mix
+
+
+@dataclass(frozen=True)
+class State:
+    """The recurrent state of every layer. Models return a new one; they never change one that they were given.
+
+    `tokens_seen` counts the steps read, padded ones included. `open_turn` marks a state that ends with a picture
+    in a user's turn, to which the question is still to come.
+    """
+
+    layers: tuple[LayerState, ...]
+    tokens_seen: int = 0
+    open_turn: bool = False
+
+    @classmethod
+    def zeros(
+        cls, layers: int, batch: int, heads: int, head_size: int, dtype: torch.dtype, device: torch.device
+    ) -> "State":
+        wkv = torch.zeros(batch, heads, head_size, head_size, device=device)
+        shift = torch.zeros(batch, heads * head_size, dtype=dtype, device=device)
+        return cls(tuple(LayerState(wkv, shift, shift) for _ in range(layers)))
+
+    @property
+    def batch(self) -> int:
+        return self.layers[0].wkv.shape[0]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "State":
+        """A state with `change` applied to every tensor."""
+        return replace(self, layers=tuple(LayerState(*map(change, layer)) for layer in self.layers))
+
+    def repeat(self, times: int) -> "State":
+        """Fork every row: row i becomes rows i * times ... i * times + times - 1."""
+        return self.map(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+    def rows(self, index: Tensor) -> "State":
+        """The rows (B',) of `index`, in that order."""
+        return self.map(lambda tensor: tensor[index])
+
+    def save(self, path: str | os.PathLike[str], model: str = "") -> None:
+        """Write one sequence's state (B = 1) as safetensors, atomically. `model` is the model's fingerprint."""
+        from safetensors.torch import save_file
+
+        if self.batch != 1:
+            raise ValueError(f"a state file holds one sequence, got a batch of {self.batch}")
+        tensors = {
+            f"layers.{i}.{name}": tensor[0].contiguous().clone()
+            for i, layer in enumerate(self.layers)
+            for name, tensor in layer._asdict().items()
+        }
+        metadata = {"format": FORMAT, "model": model, "tokens_seen": str(self.tokens_seen)}
+        metadata["open_turn"] = str(int(self.open_turn))
+        path = Path(path)
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        os.close(handle)
+        try:
+            save_file(tensors, draft, metadata)
+            os.replace(draft, path)
+        except BaseException:
+            os.unlink(draft)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: str | None = None) -> "State":
+        """Read a state file. With `model` given, a state of another model is refused with a ValueError."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name)[None] for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a state file: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {metadata.get('format')!r}, expected {FORMAT!r}")
+        if model is not None and metadata["model"] != model:
+            raise ValueError(f"{path} belongs to model {metadata['model'][:12]}..., this is {model[:12]}...")
+        count = len(tensors) // len(LayerState._fields)
+        layers = tuple(
+            LayerState(*(tensors[f"layers.{i}.{name}"] for name in LayerState._fields)) for i in range(count)
+        )
+        return cls(layers, int(metadata["tokens_seen"]), metadata.get("open_turn") == "1")
