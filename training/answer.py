@@ -1,0 +1,111 @@
+"""Stages 1 and 2: read a picture once, then answer each of its questions from a fork of the state.
+
+The loss lies on the answers alone. Letters: P pictures, Q questions of all pictures, T time, S side of a picture.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.processor import Message, Processor
+from training.loop import Stage
+from training.sources import Sample
+
+IGNORED = -100  # F.cross_entropy's own
+CAPTION_SHARE = 0.25  # of the pictures are also described
+LENGTH_GROUPS = 4  # rows of like length are padded together
+
+
+class AnswerStage(Stage):
+    def __init__(self, model: MMRWKV7, processor: Processor, questions: int, blind: bool = False) -> None:
+        super().__init__()
+        assert model.tower is not None
+        assert model.projector is not None
+        self.model, self.tower, self.projector = model, model.tower, model.projector
+        self.processor = processor
+        self.questions = questions
+        self.blind = blind
+        before, *_ = turns(processor, "?", "?")
+        self.prefix = processor.tokenizer.encode(before)
+        if not blind:
+            self.prefix += [processor.tokenizer.image_id] * processor.image_tokens
+
+    def collate(self, drawn: Sequence[tuple[str, Sample]], rng: random.Random) -> dict[str, Any]:
+        rows = [
+            (owner, *self._tokens(question, answer))
+            for owner, (_, sample) in enumerate(drawn)
+            for question, answer in self._choose(sample, rng)
+        ]
+        rows.sort(key=lambda row: len(row[1]) + len(row[2]))
+        size = -(-len(rows) // LENGTH_GROUPS)
+        batch: dict[str, Any] = {"groups": [_pad(rows[i : i + size]) for i in range(0, len(rows), size)]}
+        if not self.blind:
+            resize = self.tower.preprocess.resize
+            pixels = np.stack([np.asarray(resize(sample.image)) for _, sample in drawn])
+            batch["pixels"] = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        return batch
+
+    def _choose(self, sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
+        qa = list(sample.qa)
+        if len(qa) > self.questions:
+            qa = rng.sample(qa, self.questions)
+        if rng.random() < CAPTION_SHARE:
+            qa.append((self.processor.template.caption, sample.caption))
+        return qa
+
+    def _tokens(self, question: str, answer: str) -> tuple[list[int], list[int]]:
+        """-> (what follows the picture up to where the answer begins, the answer with its end of turn)."""
+        encode = self.processor.tokenizer.encode
+        _, *asked, reply = turns(self.processor, question, answer)
+        return [token for piece in asked for token in encode(piece)], encode(reply)
+
+    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        """-> (scalar loss, how many answer tokens were right and how much was read)."""
+        lm, prefix = self.model.lm, torch.tensor(self.prefix, device=self.model.lm.emb.weight.device)
+        if self.blind:
+            x = lm.embed(prefix[None])
+        else:
+            with torch.no_grad():
+                features = self.tower(batch["pixels"])
+            x = self.model.embed(prefix.expand(len(features), -1), self.projector(features))
+        _, state = lm.hidden(x)
+        tokens, losses, right = x.shape[0] * x.shape[1], [], []
+        for ids, targets, owners in batch["groups"]:
+            fork = state.rows(torch.zeros_like(owners) if self.blind else owners)
+            hidden, _ = lm.hidden(lm.embed(ids), fork)
+            asked = targets != IGNORED
+            logits, wanted = lm.head(hidden[asked]).float(), targets[asked]
+            losses.append(F.cross_entropy(logits, wanted, reduction="none"))
+            right.append(logits.detach().argmax(-1) == wanted)
+            tokens += ids.numel()
+        accuracy = torch.cat(right).float().mean()
+        return torch.cat(losses).mean(), {"token_accuracy": float(accuracy), "tokens": float(tokens)}
+
+
+def _pad(rows: Sequence[tuple[int, list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """(picture, asked, answer) rows -> ids (Q, T), the token to say after each of them (Q, T), pictures (Q,)."""
+    longest = max(len(asked) + len(answer) for _, asked, answer in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    targets = torch.full((len(rows), longest), IGNORED)
+    for i, (_, asked, answer) in enumerate(rows):
+        end = len(asked) + len(answer)
+        ids[i, :end] = torch.tensor(asked + answer)
+        targets[i, len(asked) - 1 : end - 1] = torch.tensor(answer)
+    return ids, targets, torch.tensor([owner for owner, _, _ in rows])
+
+
+def turns(processor: Processor, question: str, answer: str) -> list[str]:
+    """The texts around a picture, a question and its answer, each tokenized by itself: what comes before the
+    picture, what follows it, and last the answer with its end of turn."""
+    content = [{"type": "image", "image": b""}, {"type": "text", "text": question}]
+    messages: list[Message] = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": answer},
+    ]
+    return [piece for piece in processor.segments(messages, generate=False) if isinstance(piece, str)]

@@ -1,0 +1,122 @@
+"""A training run as typed values: what a recipe (YAML) may say."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from encoders.timm_tower import TimmTowerConfig
+from mm_rwkv7.config import PromptTemplate
+from mm_rwkv7.projector import ProjectorConfig
+from mm_rwkv7.rwkv7 import RWKV7Config
+from mm_rwkv7.typed import build
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a run.
+
+    kind: "tower" pretrains the tower on picture-caption pairs and attribute targets; "answer" trains on
+        questions and answers.
+    train: the parts whose parameters change, out of "tower", "projector" and "lm"; the others stay frozen.
+    data: how often each source is drawn, relative to the others.
+    batch: pictures a step; each answers up to `questions` of its questions from one shared state.
+    blind: leave the pictures out, so that the language model learns the words alone.
+    """
+
+    name: str
+    kind: str
+    train: tuple[str, ...]
+    data: dict[str, float]
+    steps: int
+    batch: int
+    learning_rate: float
+    questions: int = 8
+    blind: bool = False
+    warmup: int = 100
+    final_learning_rate: float = 0.02  # as a share of the peak, reached along a cosine
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("tower", "answer"):
+            raise ValueError(f"stage {self.name!r} has kind {self.kind!r}, expected 'tower' or 'answer'")
+        if unknown := set(self.train) - {"tower", "projector", "lm"}:
+            raise ValueError(f"stage {self.name!r} trains {sorted(unknown)}, expected tower, projector or lm")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run: the model to build and the stages that train it, one after another."""
+
+    run: str
+    tower: TimmTowerConfig
+    lm: dict[str, Any]  # RWKV7Config without its vocabulary, which comes from the data
+    projector: dict[str, Any]  # ProjectorConfig without its input width, which is the tower's
+    stages: tuple[StageConfig, ...]
+    template: PromptTemplate = field(default_factory=PromptTemplate)
+    max_new_tokens: int = 64
+    data: str = "../shared/data"  # the folder of the parquet tables; generated scenes need none
+    seed: int = 0
+    checkpoint_every: int = 500
+    keep: int = 2
+    workers: int = 1
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"precision is {self.precision!r}, expected 'auto', 'fp32' or 'bf16'")
+        if len({stage.name for stage in self.stages}) != len(self.stages):
+            raise ValueError("two stages have the same name")
+        self.lm_config(1)
+        self.projector_config(1)
+
+    def lm_config(self, vocab_size: int) -> RWKV7Config:
+        return build(RWKV7Config, {"vocab_size": vocab_size, **self.lm}, "lm")
+
+    def projector_config(self, input_width: int) -> ProjectorConfig:
+        return build(ProjectorConfig, {"input_width": input_width, **self.projector}, "projector")
+
+
+def load_recipe(recipe: str, changes: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe by name or path and apply `key=value` changes; keys reach inside with dots, stages by name
+    (`stages.tower.steps=10`), values are YAML."""
+    path = RECIPES / f"{recipe}.yaml"
+    if not path.is_file():
+        path = Path(recipe)
+    if not path.is_file():
+        names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+        raise ValueError(f"no recipe {recipe!r}: expected a YAML file or one of {names}")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for change in changes:
+            _apply(fields, change)
+        return build(RunConfig, fields, "recipe")
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def describe(run: RunConfig) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(json.loads(json.dumps(asdict(run))), sort_keys=False)
+
+
+def _apply(fields: Any, change: str) -> None:
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise ValueError(f"{change!r} is not key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if isinstance(fields, list):
+            named = {item["name"]: item for item in fields}
+            if parent not in named:
+                raise ValueError(f"{key!r}: no stage {parent!r}, expected one of {sorted(named)}")
+            fields = named[parent]
+        else:
+            fields = fields.setdefault(parent, {})
+    fields[last] = yaml.safe_load(value)

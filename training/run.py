@@ -1,0 +1,79 @@
+"""A run from its recipe: build the model from what the data says, train the stages in order, keep the result."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from encoders.timm_tower import TimmTower
+from mm_rwkv7 import checkpoint
+from mm_rwkv7.config import MMConfig
+from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.processor import Processor
+from mm_rwkv7.rwkv7 import initialise
+from mm_rwkv7.tokenizer import Tokenizer
+from training.answer import AnswerStage, turns
+from training.config import RunConfig, StageConfig
+from training.loop import train_stage, write_config
+from training.plot import plot_loss
+from training.sources import SOURCES, Source
+from training.tower import TowerStage
+
+
+def train(run: RunConfig, device: torch.device) -> Path:
+    """Train every stage of `run`, going on where an earlier call stopped; returns the folder of the model."""
+    folder = Path(run.run)
+    write_config(folder, run)
+    sources = open_sources(run)
+    torch.manual_seed(run.seed)
+    model, processor = build_model(run, sources)
+    model.to(device)
+    offset = 0
+    for config in run.stages:
+        module = _stage(config, model, processor, sources).to(device)
+        train_stage(module, config, run, {name: sources[name] for name in config.data}, folder, offset)
+        offset += config.steps
+        checkpoint.save(model, folder / "model", card=f"Trained by the recipe in ../config.yaml, {offset} steps.\n")
+        plot_loss(folder)
+    return folder / "model"
+
+
+def open_sources(run: RunConfig) -> dict[str, Source]:
+    """Every source that some stage draws from. A ValueError says which file is missing."""
+    names = sorted({name for stage in run.stages for name in stage.data})
+    if unknown := [name for name in names if name not in SOURCES]:
+        raise ValueError(f"unknown data {unknown}, expected some of {sorted(SOURCES)}")
+    data = Path(run.data)
+    return {name: SOURCES[name](data, run.tower.image_size) for name in names}
+
+
+def build_model(run: RunConfig, sources: Mapping[str, Source]) -> tuple[MMRWKV7, Processor]:
+    """A fresh model whose vocabulary is what the sources can say, and its processor."""
+    tower = TimmTower(run.tower)
+    full = MMConfig(run.lm_config(65536), run.tower, run.projector_config(tower.width))
+    spelling = Processor(full, Tokenizer(), tower.preprocess, image_tokens=1)
+    texts = {text for source in sources.values() for text in source.texts()}
+    pieces = (piece for text in texts for piece in (text, *turns(spelling, text, text)))
+    vocabulary = Tokenizer.trim(pieces)
+    config = MMConfig(
+        lm=run.lm_config(len(vocabulary)),
+        tower=run.tower,
+        projector=run.projector_config(tower.width),
+        vocabulary=vocabulary,
+        template=run.template,
+        max_new_tokens=run.max_new_tokens,
+    )
+    model = MMRWKV7(config)
+    initialise(model.lm)
+    return model, Processor(config, Tokenizer(vocabulary), tower.preprocess, model.image_tokens)
+
+
+def _stage(
+    config: StageConfig, model: MMRWKV7, processor: Processor, sources: Mapping[str, Source]
+) -> TowerStage | AnswerStage:
+    for name, part in model.named_children():
+        part.requires_grad_(name in config.train)
+        part.train(name in config.train)
+    if config.kind == "tower":
+        return TowerStage(model, {name: sources[name] for name in config.data}, processor.tokenizer)
+    return AnswerStage(model, processor, config.questions, config.blind)
