@@ -9,6 +9,8 @@ from typing import Protocol
 from PIL import Image
 from torch import Tensor
 
+INTERPOLATIONS = ("bicubic", "bilinear")
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -23,8 +25,8 @@ class Preprocess:
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise ValueError(f"interpolation is {self.interpolation!r}, expected 'bicubic' or 'bilinear'")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation is {self.interpolation!r}, expected one of {INTERPOLATIONS}")
 
     def resize(self, image: Image.Image) -> Image.Image:
         """Squash an RGB picture to size x size; the aspect ratio is not kept."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from encoders.protocol import Preprocess
+from encoders.protocol import INTERPOLATIONS, Preprocess
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class TimmTower(nn.Module):
                 body.set_input_size(img_size=config.image_size)
             self.grid = _grid(body, config.image_size)
         data = resolve_model_data_config(body)
-        self.preprocess = Preprocess(config.image_size, data["mean"], data["std"])
+        interpolation = data["interpolation"] if data["interpolation"] in INTERPOLATIONS else "bicubic"
+        self.preprocess = Preprocess(config.image_size, data["mean"], data["std"], interpolation)
         for name in ("mean", "std"):
             value = torch.tensor(data[name], device="cpu").view(3, 1, 1) * 255
             self.register_buffer(name, value, persistent=False)
@@ -58,7 +59,8 @@ class TimmTower(nn.Module):
         size = self.preprocess.size
         if pixels.shape[1:] != (3, size, size):
             raise ValueError(f"pixels have shape {tuple(pixels.shape)}, expected (B, 3, {size}, {size})")
-        features: Tensor = self.body.forward_features((pixels - self.mean) / self.std)
+        weights = next(self.body.parameters())
+        features: Tensor = self.body.forward_features(((pixels - self.mean) / self.std).to(weights.dtype))
         if features.ndim == 4:
             return features.flatten(2).transpose(1, 2)
         return features[:, -self.grid[0] * self.grid[1] :]
@@ -70,6 +72,11 @@ def _grid(body: Any, size: int) -> tuple[int, int]:
         rows, columns = body.patch_embed.grid_size
     else:
         with torch.no_grad():
-            rows, columns = body.eval().forward_features(torch.zeros(1, 3, size, size)).shape[2:]
+            shape = body.eval().forward_features(torch.zeros(1, 3, size, size)).shape
         body.train()
+        if len(shape) != 4 or shape[1] != body.num_features:
+            raise ValueError(
+                f"this timm model gives features of shape {tuple(shape)}, expected (1, width, rows, columns)"
+            )
+        rows, columns = shape[2:]
     return rows, columns

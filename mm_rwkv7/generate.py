@@ -32,6 +32,8 @@ def prefill(
             taken = int((piece == model.config.image_id).sum())
             here, queue = queue[:taken], queue[taken:]
         hidden, after = model.lm.hidden(model.embed(piece, here), after)
+    if queue is not None and len(queue):
+        raise ValueError(f"the pictures have {len(queue)} feature tokens more than the text has image placeholders")
     assert after is not None
     return hidden[:, -1], after
 

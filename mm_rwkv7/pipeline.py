@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -55,21 +55,29 @@ class Answer:
 class Stream:
     """Iterate for the answer's pieces of text as they are written; then `answer` holds the whole.
 
-    An iteration that is left early (or closed) has an `answer` too: what was written until then.
+    `close` ends the writing early, and `answer` is then what was written until that. Asking for `answer` without it
+    writes on to the end.
     """
 
-    def __init__(self, pieces: Iterator[str]) -> None:
-        self._pieces = pieces
+    def __init__(self, write: Callable[["Stream"], Generator[str, None, Answer]]) -> None:
+        self.closed = False
         self._answer: Answer | None = None
+        self._pieces = self._iterate(write(self))
+
+    def _iterate(self, writing: Generator[str, None, Answer]) -> Iterator[str]:
+        self._answer = yield from writing
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
 
+    def close(self) -> None:
+        """Write no more tokens."""
+        self.closed = True
+
     @property
     def answer(self) -> Answer:
-        if self._answer is None:
-            for _ in self._pieces:
-                pass
+        for _ in self._pieces:
+            pass
         assert self._answer is not None
         return self._answer
 
@@ -191,7 +199,7 @@ class Pipeline:
         stop: Sequence[str],
         turn_end: str,
     ) -> Stream:
-        def pieces() -> Iterator[str]:
+        def write(stream: Stream) -> Generator[str, None, Answer]:
             features = None if pixels is None else self._encode(pixels)
             encoded = time.perf_counter()
             hidden, read = prefill(self.model, ids.to(self.device), state, features)
@@ -199,35 +207,33 @@ class Pipeline:
             sampler = Sampler(sampling, self.tokenizer.size, self.device)
             limit = sampling.max_new_tokens or self.model.config.max_new_tokens
             decoder = Decoder(self.model, self.tokenizer, hidden, read, sampler, (*stop, *sampling.stop), limit)
-            text, first = "", prefilled
-            try:
-                for piece in decoder:
-                    if not text:
-                        first = time.perf_counter()
-                        piece = piece.lstrip() if turn_end else piece
-                    text += piece
-                    if piece:
-                        yield piece
-            finally:
-                ended = time.perf_counter()
-                media = 0 if pixels is None else len(pixels) * self.model.image_tokens
-                written = len(decoder.tokens)
-                stream._answer = Answer(
-                    text.rstrip() if turn_end else text,
-                    decoder.finish_reason,
-                    Usage(ids.shape[1] - media, media, written),
-                    Timings(
-                        self.load_s,
-                        encoded - began if pixels is not None else 0.0,
-                        prefilled - encoded,
-                        first - began,
-                        written / (ended - prefilled) if ended > prefilled else 0.0,
-                    ),
-                    self._closed(decoder, turn_end),
-                )
+            text, first = "", None
+            pieces = iter(decoder)
+            while not stream.closed and (piece := next(pieces, None)) is not None:
+                first = first or time.perf_counter()
+                if turn_end and not text:
+                    piece = piece.lstrip()
+                text += piece
+                if piece:
+                    yield piece
+            ended = time.perf_counter()
+            media = 0 if pixels is None else len(pixels) * self.model.image_tokens
+            written = len(decoder.tokens)
+            return Answer(
+                text.rstrip() if turn_end else text,
+                decoder.finish_reason,
+                Usage(ids.shape[1] - media, media, written),
+                Timings(
+                    self.load_s,
+                    encoded - began if pixels is not None else 0.0,
+                    prefilled - encoded,
+                    (first or ended) - began,
+                    written / (ended - prefilled),
+                ),
+                self._closed(decoder, turn_end),
+            )
 
-        stream = Stream(pieces())
-        return stream
+        return Stream(write)
 
     def _closed(self, decoder: Decoder, turn_end: str) -> State:
         """The state after the answer, its turn ended as the template ends turns, whatever ended the writing."""

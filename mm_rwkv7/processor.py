@@ -109,10 +109,10 @@ class Processor:
             role, content = messages[-1]["role"], messages[-1]["content"]
             if role != "user":
                 raise ValueError(f"the last message is from {role!r}, expected 'user' when an answer is wanted")
-            if not any(isinstance(part, str) for part in _parts(content, "the last message")):
+            if not _has_words(content):
                 raise ValueError("the question is empty")
             segments.append(self.template.assistant)
-        elif len(segments) > 1 and isinstance(segments[-2], Picture):
+        elif messages[-1]["role"] == "user" and not _has_words(messages[-1]["content"]):
             del segments[-1]  # the turn's end: the words are still to come
         return segments
 
@@ -149,6 +149,10 @@ class Processor:
             else:
                 text += part
         return [*segments, text + self.template.turn_end]
+
+
+def _has_words(content: Any) -> bool:
+    return any(isinstance(part, str) for part in _parts(content, "the last message"))
 
 
 def _parts(content: Any, where: str) -> Iterator[str | Picture]:

@@ -27,8 +27,8 @@ class RWKV7Config:
     """Sizes of one RWKV-7. The ranks belong to the low-rank projections of decay, in-context learning rate,
     value residual and gate; a checkpoint's own shapes decide them, never a formula.
 
-    `iclr_multiplier` scales the in-context learning rate inside the state update: 1 as published, 2 lets the
-    transition have negative eigenvalues.
+    `iclr_multiplier` scales the in-context learning rate inside the state update: 1 as published; 2 lets an
+    eigenvalue of the transition reach -1, for state tracking.
     """
 
     vocab_size: int
@@ -76,7 +76,7 @@ def token_shift(x: Tensor, carried: Tensor, neighbours: Neighbours | None) -> tu
     """x (B, T, D), carried (B, D) -> (x_{t-1} - x_t, the token to carry on)."""
     if neighbours is None:
         previous = torch.cat([carried[:, None].to(x.dtype), x[:, :-1]], dim=1)
-        return previous - x, x[:, -1]
+        return previous - x, x[:, -1].clone()  # a view would keep all of x alive in the state
     line = torch.cat([carried[:, None].to(x.dtype), x], dim=1)
     width = x.shape[-1]
     previous = line.gather(1, neighbours.previous.expand(-1, -1, width))
@@ -134,33 +134,32 @@ class TimeMix(nn.Module):
         B, T, D = x.shape
         heads = (B, T, self.config.heads, self.config.head_size)
         dx, carried = token_shift(x, state.att_shift, neighbours)
-        xr, xw, xk, xv, xa, xg = (
-            torch.addcmul(x, dx, mix.to(x.dtype))
-            for mix in (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
-        )
+        mixes = torch.stack([self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g])
+        xr, xw, xk, xv, xa, xg = torch.addcmul(x, dx, mixes.to(x.dtype)[:, None, None]).unbind()
 
         r = self.receptance(xr)
         k = self.key(xk)
         v = self.value(xv)
+        a0, k_k, k_a, r_k = (vector.to(r.dtype) for vector in (self.a0, self.k_k, self.k_a, self.r_k))
         decay = self.w0.float() + (torch.tanh(xw @ self.w1) @ self.w2).float()
         log_w = DECAY_FLOOR * torch.sigmoid(decay)
-        iclr = torch.sigmoid(self.a0 + (xa @ self.a1) @ self.a2)
+        iclr = torch.sigmoid(a0 + (xa @ self.a1) @ self.a2)
         gate = torch.sigmoid(xg @ self.g1) @ self.g2
         if v_first is None:
             v_first = v
         else:
-            v = torch.lerp(v, v_first, torch.sigmoid(self.v0 + (xv @ self.v1) @ self.v2).to(v.dtype))
-        kappa = F.normalize((k * self.k_k).view(heads).float(), dim=-1, eps=1e-12)
-        k = k * (1 + (iclr - 1) * self.k_a)
+            v = torch.lerp(v, v_first, torch.sigmoid(self.v0.to(r.dtype) + (xv @ self.v1) @ self.v2))
+        kappa = F.normalize((k * k_k).view(heads).float(), dim=-1, eps=1e-12)
+        k = k * torch.addcmul(1 - k_a, iclr, k_a)  # k (1 + (iclr - 1) k_a)
         b = kappa * (iclr * self.config.iclr_multiplier).view(heads)
         if neighbours is not None:
             log_w, k = (t.masked_fill(~neighbours.mask, 0) for t in (log_w, k))
             b = b.masked_fill(~neighbours.mask[..., None], 0)
 
-        r, log_w, k, v_heads = (t.view(heads) for t in (r, log_w, k, v))
-        y, wkv = wkv7(r, log_w, k.to(r.dtype), v_heads, -kappa.to(r.dtype), b.to(r.dtype), state.wkv)
+        r, log_w, k, v = (t.view(heads) for t in (r, log_w, k, v))
+        y, wkv = wkv7(r, log_w, k, v, -kappa.to(r.dtype), b.to(r.dtype), state.wkv)
         y = self.ln_x(y.reshape(B * T, D)).view(B, T, D)
-        bonus = (r * k * self.r_k).sum(-1, keepdim=True) * v_heads
+        bonus = (r * k * r_k).sum(-1, keepdim=True) * v
         return self.output((y + bonus.view(B, T, D)) * gate), wkv, carried, v_first
 
 
@@ -219,7 +218,10 @@ class RWKV7(nn.Module):
         folder = locate(model)
         where = choose_device(device)
         number = choose_dtype(dtype, where)
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config_file = folder / "config.json"
+        fields = json.loads(config_file.read_text(encoding="utf-8"))
+        if "lm" not in fields:
+            raise ValueError(f"{config_file} has no language model (no field 'lm')")
         with torch.device("meta"):
             lm = cls(build(RWKV7Config, fields["lm"], "lm"))
         tensors = {name: tensor.to(where, number) for name, tensor in read_tensors(folder, "lm.")}
@@ -259,6 +261,8 @@ class RWKV7(nn.Module):
                 f"state has {len(state.layers)} layers and batch {state.layers[0].wkv.shape[0]}, "
                 f"expected {self.config.layers} layers and batch {x.shape[0]}"
             )
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
+            raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected torch.bool {tuple(x.shape[:2])}")
         neighbours = None if mask is None else Neighbours.of(mask)
         x = self.ln0(x)
         v_first = None

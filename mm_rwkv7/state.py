@@ -90,14 +90,16 @@ class State:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name)[None] for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is not a state file: {error}") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} has format {metadata.get('format')!r}, expected {FORMAT!r}")
+        fields = LayerState._fields
+        count = len(tensors) // len(fields)
+        names = [f"layers.{i}.{name}" for i in range(count) for name in fields]
+        if sorted(names) != sorted(tensors) or not {"model", "tokens_seen"} <= metadata.keys():
+            raise ValueError(f"{path} is not a whole state file")
         if model is not None and metadata["model"] != model:
             raise ValueError(f"{path} belongs to model {metadata['model'][:12]}..., this is {model[:12]}...")
-        count = len(tensors) // len(LayerState._fields)
-        layers = tuple(
-            LayerState(*(tensors[f"layers.{i}.{name}"] for name in LayerState._fields)) for i in range(count)
-        )
+        layers = tuple(LayerState(*(tensors[f"layers.{i}.{name}"] for name in fields)) for i in range(count))
         return cls(layers, int(metadata["tokens_seen"]), metadata.get("open_turn") == "1")

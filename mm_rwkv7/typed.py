@@ -16,6 +16,9 @@ def build(kind: Any, value: Any, where: str = "config") -> Any:
         known = {field.name for field in dataclasses.fields(kind)}
         if unknown := sorted(set(value) - known):
             raise ValueError(f"{where} has unknown fields {unknown}, expected some of {sorted(known)}")
+        required = {field.name for field in dataclasses.fields(kind) if _has_no_default(field)}
+        if missing := sorted(required - set(value)):
+            raise ValueError(f"{where} lacks {missing}")
         return kind(**{name: build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -33,3 +36,7 @@ def build(kind: Any, value: Any, where: str = "config") -> Any:
     if expected is not Any and (not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)):
         raise ValueError(f"{where} is {value!r}, expected {getattr(expected, '__name__', expected)}")
     return value
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -108,8 +108,8 @@ def replacing(target: Path) -> Iterator[Path]:
             if file.is_file():
                 file.chmod(0o644)
         old = target.with_name(f".{target.name}-old")
-        shutil.rmtree(old, ignore_errors=True)
         if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
         draft.rename(target)
         shutil.rmtree(old, ignore_errors=True)

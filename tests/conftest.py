@@ -31,7 +31,7 @@ def make_model(max_new_tokens: int) -> "MMRWKV7":
     from mm_rwkv7.config import MMConfig
     from mm_rwkv7.model import MMRWKV7
     from mm_rwkv7.projector import ProjectorConfig
-    from mm_rwkv7.rwkv7 import RWKV7Config
+    from mm_rwkv7.rwkv7 import RWKV7Config, initialise
     from mm_rwkv7.tokenizer import Tokenizer
 
     vocabulary = Tokenizer.trim(TEXTS)
@@ -44,16 +44,18 @@ def make_model(max_new_tokens: int) -> "MMRWKV7":
         max_new_tokens=max_new_tokens,
     )
     tokenizer = Tokenizer(vocabulary)
-    printable = torch.tensor([tokenizer.token_bytes(i).isalnum() for i in range(tokenizer.size)])
+    printable = torch.tensor([tokenizer.token_bytes(i).strip(b" ").isalnum() for i in range(tokenizer.size)])
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MMRWKV7(config).eval()
+        initialise(model.lm)
         with torch.no_grad():
             for parameter in (model.lm.emb.weight, model.lm.head.weight):
                 parameter.normal_()
-            for parameter in model.lm.blocks.parameters():
-                if parameter.ndim == 2 and not parameter.any():  # zero at the start of a training
-                    parameter.normal_(std=0.1)
+            for block in model.lm.blocks:  # what was read must be heard
+                block.time_mix.key.weight.mul_(10)
+                block.time_mix.output.weight.normal_()
+                block.channel_mix.value.weight.normal_(std=0.25)
             model.lm.ln_out.weight[0] = 0
             model.lm.ln_out.bias[0] = 1
             model.lm.head.weight[:, 0] = torch.where(printable, 0.0, -1000.0)

@@ -24,10 +24,7 @@ LENGTH_GROUPS = 4  # rows of like length are padded together
 
 class AnswerStage(Stage):
     def __init__(self, model: MMRWKV7, processor: Processor, questions: int, blind: bool = False) -> None:
-        super().__init__()
-        assert model.tower is not None
-        assert model.projector is not None
-        self.model, self.tower, self.projector = model, model.tower, model.projector
+        super().__init__(model)
         self.processor = processor
         self.questions = questions
         self.blind = blind
@@ -46,7 +43,8 @@ class AnswerStage(Stage):
         size = -(-len(rows) // LENGTH_GROUPS)
         batch: dict[str, Any] = {"groups": [_pad(rows[i : i + size]) for i in range(0, len(rows), size)]}
         if not self.blind:
-            resize = self.tower.preprocess.resize
+            assert self.model.tower is not None
+            resize = self.model.tower.preprocess.resize
             pixels = np.stack([np.asarray(resize(sample.image)) for _, sample in drawn])
             batch["pixels"] = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         return batch
@@ -71,9 +69,8 @@ class AnswerStage(Stage):
         if self.blind:
             x = lm.embed(prefix[None])
         else:
-            with torch.no_grad():
-                features = self.tower(batch["pixels"])
-            x = self.model.embed(prefix.expand(len(features), -1), self.projector(features))
+            features = self.model.encode(batch["pixels"])
+            x = self.model.embed(prefix.expand(len(features), -1), features)
         _, state = lm.hidden(x)
         tokens, losses, right = x.shape[0] * x.shape[1], [], []
         for ids, targets, owners in batch["groups"]:

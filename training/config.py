@@ -48,6 +48,15 @@ class StageConfig:
             raise ValueError(f"stage {self.name!r} has kind {self.kind!r}, expected 'tower' or 'answer'")
         if unknown := set(self.train) - {"tower", "projector", "lm"}:
             raise ValueError(f"stage {self.name!r} trains {sorted(unknown)}, expected tower, projector or lm")
+        if self.kind == "tower" and self.train != ("tower",):
+            raise ValueError(f"stage {self.name!r} is of kind 'tower' and trains {list(self.train)}, expected [tower]")
+        if not self.train or (self.blind and self.train != ("lm",)):
+            raise ValueError(f"stage {self.name!r} trains {list(self.train)}, which learns nothing from its batches")
+        for name in ("steps", "batch", "questions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"stage {self.name!r} has {name} {getattr(self, name)}, expected at least 1")
+        if not self.data or min(self.data.values()) < 0 or not any(self.data.values()):
+            raise ValueError(f"stage {self.name!r} draws from {self.data}, expected sources with positive weights")
 
 
 @dataclass(frozen=True)
@@ -119,4 +128,6 @@ def _apply(fields: Any, change: str) -> None:
             fields = named[parent]
         else:
             fields = fields.setdefault(parent, {})
+        if not isinstance(fields, dict | list):
+            raise ValueError(f"{key!r}: {parent!r} has no settings of its own")
     fields[last] = yaml.safe_load(value)

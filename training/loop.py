@@ -4,6 +4,7 @@ A batch is a pure function of (seed, stage, step), so that resuming needs no pos
 """
 
 import json
+import math
 import random
 import shutil
 import time
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.weights import replacing
 from training.config import RunConfig, StageConfig, describe
 from training.optim import build_optimizer, gradient_norm, set_learning_rate
@@ -25,8 +27,12 @@ from training.sources import Sample, Source
 
 
 class Stage(nn.Module):
-    """What is trained in a stage, and nothing is kept of but its model: how samples become a batch, and a batch a
-    loss."""
+    """How samples become a batch, and a batch a loss. A stage holds the whole model, beside what only it needs, so
+    that every checkpoint holds what the next stage starts from."""
+
+    def __init__(self, model: MMRWKV7) -> None:
+        super().__init__()
+        self.model = model
 
     def collate(self, drawn: Sequence[tuple[str, Sample]], rng: random.Random) -> dict[str, Any]:
         """(source, sample) pairs -> one batch of tensors."""
@@ -65,7 +71,7 @@ def train_stage(
     optimizer = build_optimizer(stage.named_parameters(), config)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
-    start = _resume(folder, offset, config.steps, stage, optimizer)
+    start = _resume(folder, offset, stage, optimizer)
     steps = range(start, config.steps)
     loader = DataLoader(
         Steps(stage, config, sources, run.seed),
@@ -92,6 +98,7 @@ def train_stage(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             seconds = time.perf_counter() - tick
+            report = {name: value for name, value in report.items() if math.isfinite(value)}
             tokens = report.pop("tokens", float(config.batch))
             record = {"step": offset + step + 1, "stage": config.name, "loss": loss.item(), "lr": rate}
             record |= {"grad_norm": norm, "tokens": tokens, "tokens_per_s": tokens / seconds}
@@ -135,24 +142,38 @@ def kept_steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
 
 
-def _states(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {"module": module.state_dict(), "optimizer": get_optimizer_state_dict(module, optimizer)}
+def _states(stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {"stage": stage.state_dict(), "optimizer": get_optimizer_state_dict(stage, optimizer)}
 
 
-def _keep(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+def _keep(folder: Path, step: int, stage: Stage, optimizer: torch.optim.Optimizer, number: int) -> None:
     with replacing(folder / "checkpoints" / f"step-{step}") as draft:
-        dcp.save(_states(module, optimizer), checkpoint_id=draft, no_dist=True)
+        dcp.save(_states(stage, optimizer), checkpoint_id=draft, no_dist=True)
     for old in kept_steps(folder)[:-number]:
         shutil.rmtree(folder / "checkpoints" / f"step-{old}")
 
 
-def _resume(folder: Path, offset: int, steps: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest checkpoint of this stage; returns how many of its steps are done."""
-    mine = [step for step in kept_steps(folder) if offset < step <= offset + steps]
-    if not mine:
+def _resume(folder: Path, offset: int, stage: Stage, optimizer: torch.optim.Optimizer) -> int:
+    """Load the newest checkpoint if it is of this stage, and forget what the log says of later steps; returns how
+    many of its steps are done."""
+    newest = max(kept_steps(folder), default=0)
+    _cut_log(folder / "log.jsonl", max(newest, offset))
+    if newest <= offset:
         return 0
-    states = _states(module, optimizer)
-    dcp.load(states, checkpoint_id=folder / "checkpoints" / f"step-{mine[-1]}", no_dist=True)
-    module.load_state_dict(states["module"])
-    set_optimizer_state_dict(module, optimizer, states["optimizer"])
-    return mine[-1] - offset
+    states = _states(stage, optimizer)
+    dcp.load(states, checkpoint_id=folder / "checkpoints" / f"step-{newest}", no_dist=True)
+    stage.load_state_dict(states["stage"])
+    set_optimizer_state_dict(stage, optimizer, states["optimizer"])
+    return newest - offset
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Keep the lines up to `step`; a kill may have left later ones, the last of them torn."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    whole = [line for line in lines if line.endswith("}")]
+    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    draft = path.with_suffix(".tmp")
+    draft.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    draft.replace(path)

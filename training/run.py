@@ -14,8 +14,9 @@ from mm_rwkv7.rwkv7 import initialise
 from mm_rwkv7.tokenizer import Tokenizer
 from training.answer import AnswerStage, turns
 from training.config import RunConfig, StageConfig
-from training.loop import train_stage, write_config
+from training.loop import kept_steps, train_stage, write_config
 from training.plot import plot_loss
+from training.samples import write_samples
 from training.sources import SOURCES, Source
 from training.tower import TowerStage
 
@@ -29,12 +30,19 @@ def train(run: RunConfig, device: torch.device) -> Path:
     model, processor = build_model(run, sources)
     model.to(device)
     offset = 0
+    done = max(kept_steps(folder), default=0)
     for config in run.stages:
+        if offset + config.steps < done:  # a later stage's checkpoint holds all that this one left
+            offset += config.steps
+            continue
         module = _stage(config, model, processor, sources).to(device)
-        train_stage(module, config, run, {name: sources[name] for name in config.data}, folder, offset)
+        drawn = {name: sources[name] for name in config.data}
+        train_stage(module, config, run, drawn, folder, offset)
         offset += config.steps
         checkpoint.save(model, folder / "model", card=f"Trained by the recipe in ../config.yaml, {offset} steps.\n")
         plot_loss(folder)
+        if config.kind == "answer":
+            write_samples(model, drawn.items(), folder, offset)
     return folder / "model"
 
 

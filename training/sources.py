@@ -21,14 +21,15 @@ QA = tuple[str, str]  # question, answer
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and what is true of it. `objects` lists what lies where (generated scenes only), `label` is the
-    class of the whole picture within its source."""
+    """A picture and what is true of it. `label` is the class of the whole picture within its source. Generated
+    scenes also tell what lies where (`objects`) and what each question is about (`kinds`)."""
 
     image: Image.Image
     caption: str
     qa: tuple[QA, ...]
     objects: tuple[scenes.Object, ...] = ()
     label: str | None = None
+    kinds: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -61,12 +62,13 @@ class Scenes:
         return self._sample(2 * rng.getrandbits(30))
 
     def held_out(self, limit: int) -> list[Sample]:
-        return [self._sample(2 * i + 1) for i in range(limit)]
+        return [self._sample(2 * i + 1, scale=2) for i in range(limit)]
 
-    def _sample(self, seed: int) -> Sample:
-        scene = scenes.sample(seed, self.size)
+    def _sample(self, seed: int, scale: int = 1) -> Sample:
+        scene = scenes.sample(seed, scale * self.size)
         qa = tuple((question, answer) for question, answer, _ in scene.qa)
-        return Sample(scene.image, scene.caption, qa, scene.objects, scene.background)
+        kinds = tuple(kind for _, _, kind in scene.qa)
+        return Sample(scene.image, scene.caption, qa, scene.objects, scene.background, kinds)
 
 
 @dataclass

@@ -1,10 +1,12 @@
 """The definition of WKV-7, one step after another. Every faster path is tested against it.
 
-B batch, T time, H heads, N head size, S sequences.
+B batch, T time, H heads, N head size.
 """
 
 import torch
 from torch import Tensor
+
+from .sequences import Inputs, scan_each
 
 
 def wkv7_step(
@@ -17,8 +19,7 @@ def wkv7_step(
     """
     r, k, v, a, b = (x.to(state.dtype) for x in (r, k, v, a, b))
     removed = state @ a.unsqueeze(-1)  # (B, H, N, 1)
-    state = state * log_w.exp().unsqueeze(-2)
-    state = state + removed * b.unsqueeze(-2) + v.unsqueeze(-1) * k.unsqueeze(-2)
+    state = state * log_w.exp().unsqueeze(-2) + removed * b.unsqueeze(-2) + v.unsqueeze(-1) * k.unsqueeze(-2)
     return (state @ r.unsqueeze(-1)).squeeze(-1), state
 
 
@@ -34,27 +35,23 @@ def wkv7_reference(
 ) -> tuple[Tensor, Tensor]:
     """`wkv7` as a loop over time, in the precision of `log_w` (fp32 or fp64), differentiable by autograd.
 
-    Same arguments and results as `mm_rwkv7.ops.wkv7`.
+    Same arguments and results as `mm_rwkv7.ops.wkv7`; nothing is checked.
     """
-    batch, time, heads, size = r.shape
-    rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
-    if state is None:
-        state = log_w.new_zeros(rows, heads, size, size)
-    state = state.to(log_w.dtype)
-    if cu_seqlens is not None:
-        ends = cu_seqlens.tolist()
-        inputs = (r, log_w, k, v, a, b)
-        pieces = [
-            wkv7_reference(*(x[:, start:end] for x in inputs), state=state[i : i + 1])
-            for i, (start, end) in enumerate(zip(ends, ends[1:], strict=False))
-        ]
-        return torch.cat([y for y, _ in pieces], dim=1), torch.cat([last for _, last in pieces])
-
-    outputs = []
+    inputs = (r, log_w, k, v, a, b)
     with torch.autocast(r.device.type, enabled=False):
-        for t in range(time):
-            y, state = wkv7_step(r[:, t], log_w[:, t], k[:, t], v[:, t], a[:, t], b[:, t], state)
-            outputs.append(y)
+        if cu_seqlens is not None:
+            return scan_each(_scan, inputs, state, cu_seqlens)
+        return _scan(inputs, state)
+
+
+def _scan(inputs: Inputs, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    r, log_w, k, v, a, b = inputs
+    batch, time, heads, size = r.shape
+    state = log_w.new_zeros(batch, heads, size, size) if state is None else state.to(log_w.dtype)
+    outputs = []
+    for t in range(time):
+        y, state = wkv7_step(r[:, t], log_w[:, t], k[:, t], v[:, t], a[:, t], b[:, t], state)
+        outputs.append(y)
     if not outputs:
         return torch.empty_like(v), state
     return torch.stack(outputs, dim=1).to(v.dtype), state

@@ -1,0 +1,102 @@
+"""The recurrence alone: the path that `wkv7` takes against the reference loop, on the CPU in fp32.
+
+B batch, T time, H heads, N head size, C steps in a chunk.
+"""
+
+from argparse import ArgumentParser, Namespace
+
+import torch
+from torch import Tensor
+
+from mm_rwkv7.bench.timing import time_in_turns
+from mm_rwkv7.ops import wkv7, wkv7_reference, wkv_path
+from mm_rwkv7.ops.chunked import CHUNK
+
+HELP = "the WKV-7 recurrence: forward, and forward with backward, against the reference loop"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    for name, default, meaning in (
+        ("T", 1024, "steps"),
+        ("H", 12, "heads"),
+        ("N", 64, "head size"),
+        ("B", 1, "batch"),
+        ("rounds", 7, "measurements of each path, at least 2"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default {default})")
+
+
+def rows(arguments: Namespace) -> list[dict[str, object]]:
+    """One row per path: times with spread, how many times faster than the reference, and what had to be done."""
+    sizes = {name: getattr(arguments, name) for name in ("B", "T", "H", "N")}
+    for name, least in (*((name, 1) for name in sizes), ("rounds", 2)):
+        if getattr(arguments, name) < least:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}, expected {least} or more")
+    inputs = _inputs(**sizes)
+    d_y = torch.randn_like(inputs[0])
+    paths = {"reference": wkv7_reference, wkv_path("cpu"): wkv7}
+
+    def forward(path: str) -> None:
+        with torch.no_grad():
+            paths[path](*inputs)
+
+    def forward_backward(path: str) -> None:
+        y, _ = paths[path](*inputs)
+        torch.autograd.grad(y, inputs, d_y)
+
+    forwards = time_in_turns({path: lambda path=path: forward(path) for path in paths}, arguments.rounds)
+    both = time_in_turns({path: lambda path=path: forward_backward(path) for path in paths}, arguments.rounds)
+    work = {"reference": _loop_flops(**sizes), wkv_path("cpu"): _chunked_flops(**sizes)}
+    return [
+        {
+            "path": path,
+            **sizes,
+            "threads": torch.get_num_threads(),
+            "forward_ms": forwards[path].as_dict(),
+            "forward_backward_ms": both[path].as_dict(),
+            "forward_ratio": round(forwards["reference"].median / forwards[path].median, 2),
+            "forward_backward_ratio": round(both["reference"].median / both[path].median, 2),
+            **_floor(work[path], **sizes),
+        }
+        for path in paths
+    ]
+
+
+def _inputs(B: int, T: int, H: int, N: int) -> list[Tensor]:
+    r, k, v, direction, w_raw, iclr_raw = torch.randn(6, B, T, H, N)
+    kappa = torch.nn.functional.normalize(direction, dim=-1)
+    log_w = -torch.tensor(-0.5).exp() * torch.sigmoid(w_raw)
+    return [x.requires_grad_() for x in (r, log_w, k, v, -kappa, kappa * torch.sigmoid(iclr_raw))]
+
+
+def _loop_flops(B: int, T: int, H: int, N: int) -> tuple[int, int]:
+    """Forward, and forward with backward: two operations for each product that is added up.
+
+    A step is S a, the decay, two outer products and S r; the backward is twice the forward.
+    """
+    forward = B * T * H * 9 * N * N
+    return forward, 3 * forward
+
+
+def _chunked_flops(B: int, T: int, H: int, N: int) -> tuple[int, int]:
+    """Forward, and forward with backward: the matrix products of a chunk, each of so many (C, C, N) or (C, N, N)."""
+    C = min(T, CHUNK)
+    chunks = B * H * T / C
+    inside, across, solve = 2 * C * C * N, 2 * C * N * N, C**3 // 3
+    opened = 6 * inside + across + solve
+    forward = opened + 2 * inside + 3 * across
+    backward = opened + 16 * inside + 10 * across
+    return round(chunks * forward), round(chunks * (forward + backward))
+
+
+def _floor(flops: tuple[int, int], B: int, T: int, H: int, N: int) -> dict[str, float]:
+    """The arithmetic of a path, and the bytes that any path moves at least: inputs and results, once, in fp32."""
+    sequence, state = 4 * B * T * H * N, 4 * B * H * N * N
+    forward_bytes = 7 * sequence + state
+    backward_bytes = 13 * sequence
+    return {
+        "forward_gflop": round(flops[0] / 1e9, 4),
+        "forward_backward_gflop": round(flops[1] / 1e9, 4),
+        "forward_mbytes": round(forward_bytes / 1e6, 3),
+        "forward_backward_mbytes": round((forward_bytes + backward_bytes) / 1e6, 3),
+    }

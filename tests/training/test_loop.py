@@ -1,0 +1,148 @@
+import dataclasses
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mm_rwkv7 import checkpoint
+from training import run as module
+from training.config import RunConfig, load_recipe
+from training.run import open_sources, train
+from training.sources import SOURCES, Sample, Scenes
+from training.tower import TowerStage
+
+BATCH = 2
+STEPS = {"tower": 3, "align": 2, "finetune": 4}
+SMALL = ["seed=7", "workers=0", "precision=fp32", "checkpoint_every=2", "max_new_tokens=2"]
+SMALL += [f"stages.{name}.steps={steps}" for name, steps in STEPS.items()]
+SMALL += [f"stages.{name}.batch={BATCH}" for name in STEPS]
+CPU = torch.device("cpu")
+
+
+class FewScenes(Scenes):
+    """Scenes whose vocabulary is gathered from a few, and that stop coming after `budget`."""
+
+    budget = 10**9
+
+    def texts(self) -> list[str]:
+        return [sample.caption for sample in self.held_out(3)]
+
+    def train(self, rng: random.Random) -> Sample:
+        if FewScenes.budget == 0:
+            raise KeyboardInterrupt
+        FewScenes.budget -= 1
+        return super().train(rng)
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "scenes", FewScenes)
+    monkeypatch.setattr(FewScenes, "budget", 10**9)
+
+
+def recipe(folder: Path, *changes: str) -> RunConfig:
+    return load_recipe("smoke", [*SMALL, f"run={folder}", *changes])
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    timed = ("time", "tokens_per_s")
+    return [{key: value for key, value in record.items() if key not in timed} for record in records]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SOURCES, "scenes", FewScenes)
+        train(recipe(folder), CPU)
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(straight: Path) -> None:
+    names = {path.name for path in straight.iterdir()}
+    assert {"config.yaml", "log.jsonl", "checkpoints", "model", "loss.png"} <= names
+    assert len(list((straight / "checkpoints").iterdir())) == 2
+    records = log(straight)
+    assert [record["step"] for record in records] == list(range(1, sum(STEPS.values()) + 1))
+    assert Counter(record["stage"] for record in records) == STEPS
+    for record in records:
+        assert record["loss"] > 0
+        assert record["lr"] > 0
+        assert record["grad_norm"] >= 0
+        assert record["tokens"] > 0
+    assert checkpoint.load(straight / "model").config.tower.name == "test_resnet"
+
+
+@pytest.mark.parametrize("stage", ["tower", "align", "finetune"])
+def test_only_the_named_parts_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    saved: list[dict[str, torch.Tensor]] = []
+    original = module.build_model
+
+    def build(*arguments: Any) -> Any:
+        model, processor = original(*arguments)
+        saved.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return model, processor
+
+    monkeypatch.setattr(module, "build_model", build)
+    config = recipe(tmp_path / "run", f"stages.{stage}.steps=2")
+    config = dataclasses.replace(config, stages=tuple(one for one in config.stages if one.name == stage))
+    after = load_file(train(config, CPU) / "model.safetensors")
+    changed = {name.partition(".")[0] for name, tensor in saved[0].items() if not torch.equal(tensor, after[name])}
+    expected = {"tower": {"tower"}, "align": {"projector"}, "finetune": {"lm", "projector"}}
+    assert changed == expected[stage]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(straight: Path, tmp_path: Path, steps: int) -> None:
+    """Killed while it draws the pictures of the step after `steps`."""
+    folder = tmp_path / "run"
+    FewScenes.budget = steps * BATCH + 1
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(folder), CPU)
+    FewScenes.budget = 10**9
+    train(recipe(folder), CPU)
+    assert log(folder) == log(straight)
+    expected = load_file(straight / "model/model.safetensors")
+    found = load_file(folder / "model/model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_stages_that_are_done_are_not_done_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    FewScenes.budget = 7 * BATCH  # killed in the last stage, whose checkpoint is at step 7
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(folder), CPU)
+    FewScenes.budget = 2 * BATCH
+    train(recipe(folder), CPU)
+    before = log(folder)
+    FewScenes.budget = 0
+    train(recipe(folder), CPU)
+    assert log(folder) == before
+
+
+def test_the_folder_of_another_run_is_refused(straight: Path) -> None:
+    with pytest.raises(ValueError, match=r"config.yaml is of a run with other settings"):
+        train(recipe(straight, "seed=8"), CPU)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TowerStage, "loss", lambda *_: (torch.tensor(float("nan")), {}))
+    with pytest.raises(RuntimeError, match="stage tower, step 0: the loss is nan"):
+        train(recipe(tmp_path / "run"), CPU)
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"flowers.*missing"):
+        open_sources(recipe(tmp_path, "stages.tower.data={flowers: 1}", f"data={tmp_path}"))
+    with pytest.raises(ValueError, match=r"unknown data.*'dreams'"):
+        open_sources(recipe(tmp_path, "stages.tower.data={dreams: 1}"))

@@ -1,0 +1,104 @@
+"""`python -m training.score MODEL --data DIR`: exact answers on what was kept out, and what a blind guess scores.
+
+An answer is right if it equals the expected one after lower-casing and stripping a final period. The blind guess says
+what was the commonest answer to the same question in training, or to any question of the source.
+"""
+
+import argparse
+import random
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mm_rwkv7.pipeline import Pipeline
+from training.sources import SOURCES, Source
+
+TRAINED = 4000  # samples of each source that the blind guess has seen
+
+
+@dataclass(frozen=True)
+class Score:
+    """Questions right out of those asked, by the model and by the blind guess."""
+
+    asked: int = 0
+    right: int = 0
+    blind: int = 0
+
+    def __str__(self) -> str:
+        return f"{100 * self.right / self.asked:.1f} | {100 * self.blind / self.asked:.1f} | {self.asked}"
+
+
+def score(pipeline: Pipeline, sources: Mapping[str, Source], limit: int) -> dict[str, Score]:
+    """Ask every question about up to `limit` pictures of each source; returns a score a source and, where the
+    source tells kinds of questions apart, a kind."""
+    totals: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+    for name, source in sources.items():
+        guess = BlindGuess(source)
+        for sample in tqdm(source.held_out(limit), desc=name, unit="picture"):
+            picture = [{"role": "user", "content": [{"type": "image", "image": sample.image}]}]
+            state = pipeline.prefill(picture)
+            for i, (question, answer) in enumerate(sample.qa):
+                said = pipeline.ask(question, state=state).text
+                outcome = same(said, answer), same(guess(question), answer)
+                totals[name].append(outcome)
+                if sample.kinds:
+                    totals[f"{name}: {sample.kinds[i]}"].append(outcome)
+    return {
+        name: Score(len(rows), sum(right for right, _ in rows), sum(blind for _, blind in rows))
+        for name, rows in totals.items()
+    }
+
+
+def same(said: str, expected: str) -> bool:
+    """Whether two answers are equal but for case and a final period."""
+    return said.lower().removesuffix(".") == expected.lower().removesuffix(".")
+
+
+class BlindGuess:
+    """The commonest answer to a question among the samples that were trained on."""
+
+    def __init__(self, source: Source) -> None:
+        rng = random.Random("blind")
+        self.answers: dict[str, Counter[str]] = defaultdict(Counter)
+        self.overall: Counter[str] = Counter()
+        for sample in (source.train(rng) for _ in range(TRAINED)):
+            for question, answer in sample.qa:
+                self.answers[question][answer] += 1
+                self.overall[answer] += 1
+
+    def __call__(self, question: str) -> str:
+        known = self.answers.get(question, self.overall)
+        return known.most_common(1)[0][0]
+
+
+def table(scores: Mapping[str, Score]) -> str:
+    """The scores as a Markdown table."""
+    rows = [f"| {name} | {value} |" for name, value in sorted(scores.items())]
+    return "\n".join(["| questions about | exact % | blind % | asked |", "|---|---|---|---|", *rows])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.score", description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="a checkpoint folder, or nano")
+    parser.add_argument("--data", default="../shared/data", type=Path, help="folder of the parquet tables")
+    parser.add_argument("--sources", default=",".join(SOURCES), help="which of them, with commas")
+    parser.add_argument("--limit", default=1000, type=int, help="pictures of each source at most")
+    options = parser.parse_args(arguments)
+    try:
+        pipeline = Pipeline.from_pretrained(options.model)
+        assert pipeline.model.tower is not None
+        size = pipeline.model.tower.preprocess.size
+        sources = {name: SOURCES[name](options.data, size) for name in options.sources.split(",")}
+        print(table(score(pipeline, sources, options.limit)))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
