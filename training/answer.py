@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.processor import Message, Processor
+from mm_rwkv7.state import State
 from training.loop import Stage
 from training.sources import Sample
 
@@ -63,6 +64,13 @@ class AnswerStage(Stage):
         _, *asked, reply = turns(self.processor, question, answer)
         return [token for piece in asked for token in encode(piece)], encode(reply)
 
+    def _hidden(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """`RWKV7.hidden` in the precision of autocast throughout: left to itself, autocast casts for every product."""
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
+        return self.model.lm.hidden(x, state)
+
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         """-> (scalar loss, how many answer tokens were right and how much was read)."""
         lm, prefix = self.model.lm, torch.tensor(self.prefix, device=self.model.lm.emb.weight.device)
@@ -71,11 +79,11 @@ class AnswerStage(Stage):
         else:
             features = self.model.encode(batch["pixels"])
             x = self.model.embed(prefix.expand(len(features), -1), features)
-        _, state = lm.hidden(x)
+        _, state = self._hidden(x)
         tokens, losses, right = x.shape[0] * x.shape[1], [], []
         for ids, targets, owners in batch["groups"]:
             fork = state.rows(torch.zeros_like(owners) if self.blind else owners)
-            hidden, _ = lm.hidden(lm.embed(ids), fork)
+            hidden, _ = self._hidden(lm.embed(ids), fork)
             asked = targets != IGNORED
             logits, wanted = lm.head(hidden[asked]).float(), targets[asked]
             losses.append(F.cross_entropy(logits, wanted, reduction="none"))

@@ -4,6 +4,7 @@ B batch, T time, H heads, N head size, C steps in a chunk.
 """
 
 from argparse import ArgumentParser, Namespace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,8 +45,8 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
         y, _ = paths[path](*inputs)
         torch.autograd.grad(y, inputs, d_y)
 
-    forwards = time_in_turns({path: lambda path=path: forward(path) for path in paths}, arguments.rounds)
-    both = time_in_turns({path: lambda path=path: forward_backward(path) for path in paths}, arguments.rounds)
+    forwards = time_in_turns({path: partial(forward, path) for path in paths}, arguments.rounds)
+    both = time_in_turns({path: partial(forward_backward, path) for path in paths}, arguments.rounds)
     work = {"reference": _loop_flops(**sizes), wkv_path("cpu"): _chunked_flops(**sizes)}
     return [
         {
@@ -79,13 +80,16 @@ def _loop_flops(B: int, T: int, H: int, N: int) -> tuple[int, int]:
 
 
 def _chunked_flops(B: int, T: int, H: int, N: int) -> tuple[int, int]:
-    """Forward, and forward with backward: the matrix products of a chunk, each of so many (C, C, N) or (C, N, N)."""
+    """Forward, and forward with backward: the matrix products of `mm_rwkv7.ops.chunk`.
+
+    They are counted in products within the chunk (C, C, N) and products with its state (C, N, N).
+    """
     C = min(T, CHUNK)
+    within, state = 2 * C * C * N, 2 * C * N * N
+    opened = 7 * within + state + C**3
+    forward = opened + 2 * within + 3 * state
+    backward = opened + 19 * within + 8 * state
     chunks = B * H * T / C
-    inside, across, solve = 2 * C * C * N, 2 * C * N * N, C**3 // 3
-    opened = 6 * inside + across + solve
-    forward = opened + 2 * inside + 3 * across
-    backward = opened + 16 * inside + 10 * across
     return round(chunks * forward), round(chunks * (forward + backward))
 
 

@@ -40,10 +40,10 @@ class _Chunk:
 
 def _cut_to_past(mix: Tensor) -> Tensor:
     """Zeroes, in place, what a step of a chunk may not see: mix (G, 2C, 2C), rows a then r."""
-    rows, steps = len(mix), mix.shape[-1] // 2
-    blocks = mix.view(rows, 2, steps, 2, steps).transpose(2, 3)
-    blocks[:, 0].tril_(-1)
-    blocks[:, 1].tril_()
+    steps = mix.shape[-1] // 2
+    of_a, of_r = mix[:, :steps], mix[:, steps:]
+    for block, diagonal in zip((*of_a.split(steps, 2), *of_r.split(steps, 2)), (-1, -1, 0, 0), strict=True):
+        block.tril_(diagonal)
     return mix
 
 
