@@ -19,11 +19,9 @@ def locate(model: str | os.PathLike[str]) -> Path:
     """The folder of a native checkpoint: "nano" is the bundled one, "hf:owner/repo" is downloaded (once) from the
     Hugging Face hub, anything else is a path."""
     name = os.fspath(model)
-    if name in BUNDLED:
-        return BUNDLED[name]
     if name.startswith("hf:"):
         return _download(name.removeprefix("hf:"))
-    folder = Path(name)
+    folder = BUNDLED.get(name, Path(name))
     if not (folder / "config.json").is_file():
         problem = "has no config.json" if folder.exists() else "does not exist"
         raise ValueError(f"model {name!r} {problem}; expected 'nano', 'hf:owner/repo' or a checkpoint folder")
@@ -44,6 +42,8 @@ def choose_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no CUDA device; `mm-rwkv7 doctor` says more")
     return torch.device(name)

@@ -78,6 +78,12 @@ def tiny_checkpoint(tiny_model: "MMRWKV7", tmp_path_factory: pytest.TempPathFact
     return folder
 
 
+@pytest.fixture(scope="session")
+def endless_model() -> "MMRWKV7":
+    """Like `tiny_model`, but it writes 600 tokens: an answer that there is time to stop."""
+    return make_model(max_new_tokens=600)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         import torch

@@ -20,7 +20,7 @@ from training.sources import Sample
 
 IGNORED = -100  # F.cross_entropy's own
 CAPTION_SHARE = 0.25  # of the pictures are also described
-LENGTH_GROUPS = 4  # rows of like length are padded together
+STRETCH = 1.5  # rows are padded together unless one is so many times longer than another
 
 
 class AnswerStage(Stage):
@@ -40,9 +40,7 @@ class AnswerStage(Stage):
             for owner, (_, sample) in enumerate(drawn)
             for question, answer in self._choose(sample, rng)
         ]
-        rows.sort(key=lambda row: len(row[1]) + len(row[2]))
-        size = -(-len(rows) // LENGTH_GROUPS)
-        batch: dict[str, Any] = {"groups": [_pad(rows[i : i + size]) for i in range(0, len(rows), size)]}
+        batch: dict[str, Any] = {"groups": [_pad(group) for group in _alike(rows)]}
         if not self.blind:
             assert self.model.tower is not None
             resize = self.model.tower.preprocess.resize
@@ -93,9 +91,28 @@ class AnswerStage(Stage):
         return torch.cat(losses).mean(), {"token_accuracy": float(accuracy), "tokens": float(tokens)}
 
 
-def _pad(rows: Sequence[tuple[int, list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+Row = tuple[int, list[int], list[int]]  # picture, what is asked, answer
+
+
+def _alike(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows in groups of like length."""
+    groups: list[list[Row]] = []
+    shortest = 0
+    for row in sorted(rows, key=_length):
+        if not groups or _length(row) > STRETCH * shortest:
+            groups.append([])
+            shortest = _length(row)
+        groups[-1].append(row)
+    return groups
+
+
+def _length(row: Row) -> int:
+    return len(row[1]) + len(row[2])
+
+
+def _pad(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
     """(picture, asked, answer) rows -> ids (Q, T), the token to say after each of them (Q, T), pictures (Q,)."""
-    longest = max(len(asked) + len(answer) for _, asked, answer in rows)
+    longest = max(map(_length, rows))
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     targets = torch.full((len(rows), longest), IGNORED)
     for i, (_, asked, answer) in enumerate(rows):

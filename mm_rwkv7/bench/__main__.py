@@ -5,9 +5,9 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
-from mm_rwkv7.bench import wkv
+from mm_rwkv7.bench import context, wkv
 
-BENCHES = {"wkv": wkv}
+BENCHES = {"wkv": wkv, "context": context}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,323 @@
+"""`mm-rwkv7`: the command line. Results go to stdout, everything else to stderr.
+
+Commands import what they need when they run, so that `--help` answers at once and bad input is refused before
+a model is loaded. Exit codes: 0 done, 1 failed, 2 bad input or usage, 130 interrupted.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.options import (
+    AsJson,
+    Debug,
+    Device,
+    DType,
+    InType,
+    MaxNewTokens,
+    Model,
+    OnDevice,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+)
+
+if TYPE_CHECKING:
+    from mm_rwkv7.pipeline import Answer, Pipeline, Stream
+    from mm_rwkv7.sampling import Sampling
+
+    Ready = Callable[[], tuple[Pipeline, Sampling]]
+
+INTERRUPTED = 130
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+cli = typer.Typer(
+    name="mm-rwkv7",
+    help="RWKV-7 as a multimodal model: asks it about pictures, trains it, measures it.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Every error of every command ends here, as one line."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        code = cli(arguments, prog_name="mm-rwkv7", standalone_mode=False)
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()} (mm-rwkv7 --help says more)", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone; what is left in the buffer must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - the outermost place: all that is left to do is to say it
+        if "--debug" in arguments:
+            traceback.print_exc()
+        if isinstance(error, ValueError):
+            return _fail(str(error), 2)
+        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+    return code or 0
+
+
+def _fail(message: str, code: int) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+@cli.command()
+def ask(
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[MEDIA]... QUESTION", help="Pictures, then the question.")
+    ] = None,
+    batch: Annotated[Path | None, typer.Option(metavar="IN.jsonl", help="Answer a file of questions.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="OUT.jsonl", help="Where its answers go.")] = None,
+    model: Model = "nano",
+    device: OnDevice = Device.AUTO,
+    dtype: InType = DType.AUTO,
+    seed: Seed = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Answer a question about pictures."""
+
+    def ready() -> "tuple[Pipeline, Sampling]":
+        sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
+        return _pipeline(model, device, dtype), sampling
+
+    if batch is None and out is None:
+        return _ask_once(inputs or [], as_json, ready)
+    if inputs:
+        raise ValueError(f"a batch brings its own questions, got {inputs[-1]!r} beside it")
+    return _ask_batch(batch, out, ready)
+
+
+@cli.command()
+def caption(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    model: Model = "nano",
+    device: OnDevice = Device.AUTO,
+    dtype: InType = DType.AUTO,
+    seed: Seed = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Describe pictures, one line each."""
+    from app.media import read_picture
+
+    for image in images:
+        read_picture(image)
+    sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
+    pipeline = _pipeline(model, device, dtype)
+    for image in images:
+        text = pipeline.caption(image, sampling)
+        if as_json:
+            _print_json({"image": image, "caption": text})
+        else:
+            print(text if len(images) == 1 else f"{image}: {text}", flush=True)
+
+
+@cli.command()
+def tag(
+    sounds: Annotated[list[str], typer.Argument(metavar="AUDIO...", help="Sounds.")],
+    top: Annotated[int, typer.Option(help="How many labels for each.")] = 10,
+    model: Model = "nano",
+    device: OnDevice = Device.AUTO,
+    dtype: InType = DType.AUTO,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Name what is heard in sounds."""
+    for sound in sounds:
+        if not os.path.isfile(sound):
+            raise ValueError(f"{sound}: there is no such file")
+    pipeline = _pipeline(model, device, dtype)
+    for sound in sounds:
+        tags = [{"label": label, "score": score} for label, score in pipeline.tag(sound, top)]
+        if as_json:
+            _print_json({"audio": sound, "tags": tags})
+        else:
+            print(f"{sound}: " + ", ".join(f"{tag['label']} {tag['score']:.2f}" for tag in tags), flush=True)
+
+
+@cli.command()
+def chat(
+    media: Annotated[list[str] | None, typer.Argument(metavar="[MEDIA]...", help="Pictures to talk about.")] = None,
+    model: Model = "nano",
+    device: OnDevice = Device.AUTO,
+    dtype: InType = DType.AUTO,
+    seed: Seed = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    debug: Debug = False,
+) -> None:
+    """Talk with the model; an empty line or the end of the input ends it."""
+    from app.media import read_picture
+
+    pictures = [read_picture(path) for path in media or []]
+    sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
+    pipeline = _pipeline(model, device, dtype)
+    state = None
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        question = sys.stdin.readline().strip()
+        if not question:
+            return
+        stream = pipeline.stream(_user(question, pictures), sampling, state)
+        _print_stream(stream)
+        state, pictures = stream.answer.state, []
+
+
+@cli.command()
+def embed(
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts, one vector for each.")],
+    model: Model = "nano",
+    device: OnDevice = Device.AUTO,
+    dtype: InType = DType.AUTO,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Turn texts into vectors, one line each."""
+    pipeline = _pipeline(model, device, dtype)
+    for text in texts:
+        vector = pipeline.embed(text).tolist()
+        if as_json:
+            _print_json({"text": text, "embedding": vector})
+        else:
+            print(*(f"{value:.6g}" for value in vector), flush=True)
+
+
+@cli.command()
+def app(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    model: Model = "nano",
+    device: OnDevice = Device.AUTO,
+    dtype: InType = DType.AUTO,
+    debug: Debug = False,
+) -> None:
+    """Serve the web page."""
+    from app.serving import check_address
+
+    check_address(host, port)
+    pipeline = _pipeline(model, device, dtype)
+    from app.serving import serve
+
+    serve(pipeline, host, port)
+
+
+@cli.command()
+def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
+    """Say what this machine offers and which path the model takes on it."""
+    from app.doctor import examine
+
+    diagnosis = examine()
+    if as_json:
+        _print_json(asdict(diagnosis))
+    else:
+        print(diagnosis.table())
+    return 0 if diagnosis.torch else 1
+
+
+@cli.command(context_settings=PASS_ON, add_help_option=False)
+def train(context: typer.Context) -> int:
+    """Train a model by a recipe (= python -m training)."""
+    return _hand_over("training.__main__", context)
+
+
+@cli.command(context_settings=PASS_ON, add_help_option=False)
+def bench(context: typer.Context) -> int:
+    """Measure speed (= python -m mm_rwkv7.bench)."""
+    return _hand_over("mm_rwkv7.bench.__main__", context)
+
+
+def _hand_over(module: str, context: typer.Context) -> int:
+    return import_module(module).main(context.args) or 0
+
+
+def _pipeline(model: str, device: str, dtype: str) -> "Pipeline":
+    from mm_rwkv7.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(model, device, dtype)
+
+
+def _sampling(max_new_tokens: int | None, temperature: float, top_p: float, top_k: int, seed: int | None) -> "Sampling":
+    from mm_rwkv7.sampling import Sampling
+
+    return Sampling(max_new_tokens, temperature, top_p, top_k, seed=seed)
+
+
+def _user(question: str, pictures: list[Any]) -> list[Any]:
+    from mm_rwkv7.pipeline import question_about
+
+    return question_about(question, pictures)
+
+
+def _ask_once(inputs: list[str], as_json: bool, ready: "Ready") -> int:
+    from app.media import question_and_pictures
+
+    question, pictures = question_and_pictures(inputs)
+    pipeline, sampling = ready()
+    stream = pipeline.stream(_user(question, pictures), sampling)
+    if as_json:
+        _print_json(_described(stream.answer, pipeline.name))
+    else:
+        _print_stream(stream)
+    return 0
+
+
+def _ask_batch(source: Path | None, target: Path | None, ready: "Ready") -> int:
+    from app.batch import answer_file, check_batch
+
+    source, target = check_batch(source, target)
+    pipeline, sampling = ready()
+    failed = answer_file(pipeline, source, target, sampling)
+    if failed:
+        print(f'{failed} failed; the "error" of a line in {target} says why', file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _described(answer: "Answer", model: str) -> dict[str, Any]:
+    return {
+        "answer": answer.text,
+        "finish_reason": answer.finish_reason,
+        "usage": asdict(answer.usage),
+        "timings": asdict(answer.timings),
+        "model": model,
+    }
+
+
+def _print_stream(stream: "Stream") -> None:
+    for piece in stream:
+        print(piece, end="", flush=True)
+    print(flush=True)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

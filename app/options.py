@@ -1,0 +1,33 @@
+"""Options that several commands of `mm-rwkv7` share, named once."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class DType(StrEnum):
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+Model = Annotated[
+    str, typer.Option(help="nano (bundled), hf:OWNER/REPOSITORY, or a checkpoint's folder.", metavar="MODEL")
+]
+OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if there is one.")]
+InType = Annotated[DType, typer.Option("--dtype", help="Precision of the weights; auto is bf16 on a GPU, else fp32.")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Bound of an answer; the model's own if not given.")]
+Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
+TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")]
+TopK = Annotated[int, typer.Option(help="Sample from this many likeliest tokens; 0 is all.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]

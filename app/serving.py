@@ -1,0 +1,52 @@
+"""Puts the page on an address."""
+
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+    from mm_rwkv7.pipeline import Pipeline
+
+LARGEST_UPLOAD = "20mb"
+AT_ONCE = 4  # answers written side by side
+WAITING = 32
+
+
+def check_address(host: str, port: int) -> None:
+    """A ValueError unless the address can be listened on; it costs nothing, so ask before a model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; --port takes another") from error
+
+
+def serve(pipeline: "Pipeline", host: str, port: int) -> None:
+    """Serve the page until interrupted."""
+    from app.page import build
+
+    page = build(pipeline)
+    launch(page, host, port)
+    print(f"mm-rwkv7 ({pipeline.name}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
+    page.block_thread()
+
+
+def launch(page: "Blocks", host: str, port: int) -> None:
+    """Start the page's server and return. Nothing is fetched from elsewhere, and nothing sent there."""
+    from app.look import CSS, theme
+
+    page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        theme=theme(),
+        css=CSS,
+        share=False,
+        ssr_mode=False,
+        max_file_size=LARGEST_UPLOAD,
+        run_history=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )

@@ -1,0 +1,264 @@
+"""The command line, run in this process: what it prints, what it refuses, and how it ends."""
+
+import json
+import struct
+import subprocess
+import sys
+import wave
+import zlib
+from collections.abc import Callable
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from app.cli import main
+from mm_rwkv7.pipeline import Pipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scene") / "scene.png"
+    Image.linear_gradient("L").convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture
+def loads_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a model is loaded for bad input")
+
+    monkeypatch.setattr("mm_rwkv7.pipeline.Pipeline.from_pretrained", refuse)
+
+
+Lines = tuple[int, list[str], list[str]]
+Run = Callable[..., Lines]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> Lines:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out.splitlines(), captured.err.splitlines()
+
+    return run
+
+
+def _truncated_jpeg() -> bytes:
+    buffer = BytesIO()
+    Image.effect_noise((64, 64), 80).save(buffer, "JPEG")
+    return buffer.getvalue()[:-200]
+
+
+def _gif_with_a_broken_frame() -> bytes:
+    buffer = BytesIO()
+    frames = [Image.effect_noise((64, 64), 20 * step) for step in (1, 2, 3)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()[:-600]
+
+
+def _huge_png() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">2I5B", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99)))
+
+
+def _wave() -> bytes:
+    buffer = BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(200))
+    return buffer.getvalue()
+
+
+BAD_FILES = {
+    "cut.jpg": (_truncated_jpeg, "broken or cut short"),
+    "text.png": (lambda: b"this is a text\n", "is not a picture"),
+    "huge.png": (_huge_png, "too large"),
+    "frames.gif": (_gif_with_a_broken_frame, "frame"),
+    "empty.png": (bytes, "is empty"),
+    "sound.png": (_wave, "no sound encoder"),
+    "sound.mp3": (lambda: b"ID3\4" + bytes(60), "no sound encoder"),
+}
+
+
+@pytest.mark.usefixtures("loads_no_model")
+@pytest.mark.parametrize("name", BAD_FILES)
+@pytest.mark.parametrize("command", [("ask",), ("caption",)])
+def test_a_bad_file_is_one_line_before_a_model_is_loaded(
+    tmp_path: Path, run: Run, name: str, command: tuple[str, ...]
+) -> None:
+    content, said = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content())
+    question = ["What is this?"] if command == ("ask",) else []
+    code, out, err = run(*command, tmp_path / name, *question)
+    assert (code, out, len(err)) == (2, [], 1), err
+    assert err[0].startswith("error: ")
+    assert name in err[0]
+    assert said in err[0]
+
+
+@pytest.mark.usefixtures("loads_no_model")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ask"], "there is no question"),
+        (["ask", "  \n"], "the question is empty"),
+        (["ask", "SCENE", ""], "the question is empty"),
+        (["ask", "SCENE"], "the question is missing"),
+        (["ask", "nowhere.png", "What?"], "nowhere.png: there is no such file"),
+        (["ask", ".", "What?"], "is a folder"),
+        (["ask", "SCENE", "What?", "--temperature", "-1"], "temperature is -1"),
+        (["ask", "SCENE", "What?", "--top-k", "many"], "--top-k"),
+        (["ask", "SCENE", "What?", "--device", "tpu"], "'tpu'"),
+        (["ask", "SCENE", "What?", "--dtype", "int3"], "'int3'"),
+        (["ask", "What?", "--colour"], "No such option"),
+        (["ask", "--batch", "nowhere.jsonl", "--out", "x.jsonl"], "nowhere.jsonl: there is no such file"),
+        (["ask", "--batch", "nowhere.jsonl"], "go together"),
+        (["ask", "--batch", "SCENE", "--out", "nowhere/x.jsonl"], "nowhere: there is no such folder"),
+        (["ask", "--batch", "SCENE", "--out", "x.jsonl", "What?"], "brings its own questions"),
+        (["caption"], "IMAGE"),
+        (["tag", "nowhere.wav"], "nowhere.wav: there is no such file"),
+        (["sing"], "No such command"),
+        ([], "Missing command"),
+    ],
+)
+def test_bad_usage_is_one_line(run: Run, scene: Path, arguments: list[str], said: str) -> None:
+    code, out, err = run(*(scene if argument == "SCENE" else argument for argument in arguments))
+    assert (code, out, len(err)) == (2, [], 1), err
+    assert err[0].startswith("error: ")
+    assert said in err[0]
+
+
+def test_a_missing_model_is_bad_input(run: Run, scene: Path) -> None:
+    code, out, err = run("ask", scene, "What?", "--model", "nowhere")
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "'nowhere' does not exist" in err[0]
+
+
+def test_another_failure_is_one_line_and_debug_shows_where(
+    run: Run, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr("mm_rwkv7.pipeline.Pipeline.from_pretrained", fail)
+    assert run("ask", scene, "What?") == (1, [], ["error: RuntimeError: out of memory (--debug shows where)"])
+    code, _, err = run("ask", scene, "What?", "--debug")
+    assert code == 1
+    assert err[0].startswith("Traceback")
+
+
+def test_an_interrupt_ends_with_130(run: Run, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mm_rwkv7.pipeline.Pipeline.from_pretrained", interrupt)
+    assert run("ask", scene, "What?") == (130, [], [])
+
+
+def test_ask_prints_the_answer(run: Run, scene: Path, tiny_checkpoint: Path) -> None:
+    code, out, err = run("ask", scene, "What is this?", "--model", tiny_checkpoint)
+    assert (code, len(out), err) == (0, 1, [])
+    assert out[0]
+
+
+def test_ask_json_describes_the_same_answer(run: Run, scene: Path, tiny_checkpoint: Path) -> None:
+    _, plain, _ = run("ask", scene, "What is this?", "--model", tiny_checkpoint)
+    code, out, _ = run("ask", scene, "What is this?", "--json", "--model", tiny_checkpoint)
+    assert (code, len(out)) == (0, 1)
+    answer = json.loads(out[0])
+    assert list(answer) == ["answer", "finish_reason", "usage", "timings", "model"]
+    assert answer["answer"] == plain[0].strip()
+    assert answer["finish_reason"] == "length"
+    assert answer["model"] == str(tiny_checkpoint)
+    assert set(answer["usage"]) == {"prompt_tokens", "media_tokens", "completion_tokens"}
+    assert answer["usage"]["media_tokens"] > 0
+    assert answer["usage"]["completion_tokens"] == 8
+    timings = {"load_s", "encode_s", "prefill_s", "first_token_s", "decode_tokens_per_s"}
+    assert set(answer["timings"]) == timings
+    assert all(value >= 0 for value in answer["timings"].values())
+
+
+def test_ask_takes_text_alone_and_bounds(run: Run, tiny_checkpoint: Path) -> None:
+    options = ("--max-new-tokens", 3, "--temperature", 1, "--seed", 5, "--json", "--model", tiny_checkpoint)
+    answers = [json.loads(run("ask", "What is this?", *options)[1][0]) for _ in range(2)]
+    assert answers[0]["answer"] == answers[1]["answer"]
+    assert answers[0]["usage"]["completion_tokens"] == 3
+    assert answers[0]["usage"]["media_tokens"] == 0
+
+
+def test_caption_is_a_line_for_each_picture(run: Run, scene: Path, tiny_checkpoint: Path) -> None:
+    code, out, _ = run("caption", scene, scene, "--json", "--model", tiny_checkpoint)
+    assert code == 0
+    captions = [json.loads(line) for line in out]
+    assert [set(caption) for caption in captions] == [{"image", "caption"}] * 2
+    assert captions[0] == captions[1]
+    assert captions[0]["image"] == str(scene)
+    assert run("caption", scene, "--model", tiny_checkpoint)[1] == [captions[0]["caption"]]
+
+
+def test_embed_is_a_vector_for_each_text(run: Run, tiny_checkpoint: Path) -> None:
+    code, out, _ = run("embed", "red", "blue", "--json", "--model", tiny_checkpoint)
+    assert code == 0
+    red, blue = map(json.loads, out)
+    assert (red["text"], blue["text"]) == ("red", "blue")
+    assert len(red["embedding"]) == len(blue["embedding"]) == 128
+    assert red["embedding"] != blue["embedding"]
+
+
+def test_tag_says_that_the_model_cannot_hear(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    sound = tmp_path / "sound.wav"
+    sound.write_bytes(_wave())
+    code, out, err = run("tag", sound, "--model", tiny_checkpoint)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "no sound encoder" in err[0]
+
+
+def test_chat_goes_on_from_line_to_line(
+    run: Run, scene: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline.from_pretrained(tiny_checkpoint, "cpu")
+    first = pipeline.ask("What is this?", [scene])
+    second = pipeline.ask("Where is it?", state=first.state)
+    assert second.text != pipeline.ask("Where is it?").text
+    monkeypatch.setattr(sys, "stdin", StringIO("What is this?\nWhere is it?\n\nnot read\n"))
+    code, out, _ = run("chat", scene, "--model", tiny_checkpoint, "--device", "cpu")
+    assert (code, out) == (0, [first.text, second.text])
+
+
+def test_train_gets_its_own_arguments(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr("training.__main__.main", lambda arguments: seen.append(arguments) or 0)
+    assert run("train", "smoke", "--set", "run=x", "--dry-run")[0] == 0
+    assert seen == [["smoke", "--set", "run=x", "--dry-run"]]
+
+
+def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["ask", ""], ["ask", "nowhere.png", "x"]])
+def test_an_answer_that_needs_no_model_loads_no_library(arguments: list[str]) -> None:
+    code = (
+        "import sys; from app.cli import main; main(sys.argv[1:]);"
+        "print('loaded', *sorted({'torch', 'gradio', 'transformers', 'timm', 'rich'} & sys.modules.keys()))"
+    )
+    done = _python("-c", code, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m app.cli --help | true"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == ""

@@ -1,0 +1,58 @@
+"""The doctor says what it finds, a broken torch included."""
+
+import builtins
+import json
+import platform
+from typing import Any
+
+import pytest
+import torch
+
+from app.cli import main
+from app.doctor import examine
+
+
+def test_json_has_the_agreed_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    diagnosis = json.loads(capsys.readouterr().out)
+    assert list(diagnosis) == ["python", "torch", "device", "wkv_path", "reasons"]
+    assert diagnosis["python"] == platform.python_version()
+    assert diagnosis["torch"] == torch.__version__
+    assert diagnosis["device"] in ("cpu", "cuda")
+    assert diagnosis["reasons"]
+
+
+def test_the_table_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    table = capsys.readouterr().out
+    diagnosis = examine()
+    for value in (diagnosis.python, diagnosis.torch, diagnosis.device, diagnosis.wkv_path, *diagnosis.reasons):
+        assert str(value) in table
+
+
+def test_a_missing_gpu_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    diagnosis = examine()
+    assert diagnosis.device == "cpu"
+    assert any("torch.cuda.is_available() is False" in reason for reason in diagnosis.reasons)
+
+
+def test_a_broken_torch_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    load = builtins.__import__
+
+    def broken(name: str, *rest: Any) -> Any:
+        if name == "torch":
+            raise OSError("libtorch.so: cannot open shared object file\nmore")
+        return load(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    diagnosis = examine()
+    assert (diagnosis.torch, diagnosis.device, diagnosis.wkv_path) == (None, None, None)
+    assert diagnosis.reasons[0] == "torch cannot be imported: libtorch.so: cannot open shared object file"
+    assert main(["doctor"]) == 1
+    assert "torch cannot be imported" in capsys.readouterr().out
+
+
+def test_a_missing_bundled_model_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr("mm_rwkv7.__file__", str(tmp_path / "__init__.py"))
+    assert any("missing in" in reason for reason in examine().reasons)
