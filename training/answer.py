@@ -111,15 +111,23 @@ def _length(row: Row) -> int:
 
 
 def _pad(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
-    """(picture, asked, answer) rows -> ids (Q, T), the token to say after each of them (Q, T), pictures (Q,)."""
-    longest = max(map(_length, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    targets = torch.full((len(rows), longest), IGNORED)
-    for i, (_, asked, answer) in enumerate(rows):
+    """Rows -> ids (Q, T), the token to say after each of them (Q, T), pictures (Q,). Rows without a target fill up the
+    block to one of few shapes."""
+    length, count = _up(max(map(_length, rows)), to=4), _up(len(rows), to=8)
+    ids = torch.zeros(count, length, dtype=torch.long)
+    targets = torch.full((count, length), IGNORED)
+    owners = torch.zeros(count, dtype=torch.long)
+    for i, (owner, asked, answer) in enumerate(rows):
         end = len(asked) + len(answer)
         ids[i, :end] = torch.tensor(asked + answer)
         targets[i, len(asked) - 1 : end - 1] = torch.tensor(answer)
-    return ids, targets, torch.tensor([owner for owner, _, _ in rows])
+        owners[i] = owner
+    return ids, targets, owners
+
+
+def _up(number: int, to: int) -> int:
+    """The next multiple: libraries prepare a matrix product for each shape that they meet."""
+    return -(-number // to) * to
 
 
 def turns(processor: Processor, question: str, answer: str) -> list[str]:
