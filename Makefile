@@ -54,4 +54,3 @@ test-gpu: $(STAMP)
 
 nano: $(STAMP)
 	$(BIN)/python -m training nano --data ../shared/data
-	$(BIN)/python -m training.score runs/nano/model --data ../shared/data

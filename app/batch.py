@@ -25,7 +25,8 @@ def answer_file(pipeline: "Pipeline", source: Path, target: Path, sampling: "Sam
     answerer = Answerer(pipeline, source.parent, sampling)
     draft = target.with_name(target.name + ".partial")
     failed = 0
-    with draft.open("w", encoding="utf-8") as out:
+    # Half a surrogate pair, which JSON may hold and UTF-8 may not, is written as the escape that it came as.
+    with draft.open("w", encoding="utf-8", errors="backslashreplace") as out:
         for number, line in enumerate(tqdm(lines, unit="line", file=sys.stderr), start=1):
             if not line.strip():
                 continue
@@ -64,7 +65,7 @@ class Answerer:
             fields = _fields(line, number)
             question, images = _question(fields), _images(fields)
             answer = self.pipeline.ask(question, sampling=self.sampling, state=self._after(images))
-        except ValueError as error:
+        except (ValueError, FloatingPointError) as error:
             return {**fields, "error": str(error)}
         return {**fields, "answer": answer.text}
 
@@ -97,11 +98,13 @@ def _question(fields: dict[str, Any]) -> str:
 def _images(fields: dict[str, Any]) -> list[str]:
     if fields.get("audio"):
         raise ValueError("this model has no sound encoder, it cannot hear")
-    image, images = fields.get("image"), fields.get("images") or []
-    if image and images:
+    image, images = fields.get("image"), fields.get("images")
+    if image is not None and images is not None:
         raise ValueError("a line has image or images, not both")
-    if image:
+    if image is not None:
         images = [image]
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+    if images is None:
+        return []
+    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         raise ValueError(f"the images are {images!r:.80}, expected paths")
     return images

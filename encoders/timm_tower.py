@@ -1,4 +1,4 @@
-"""Any timm image model as a tower: transformers give their patch tokens, convolutional nets their last map.
+"""A timm image model as a tower: transformers give their patch tokens, convolutional nets their last map.
 
 Letters: B batch, S side of the prepared picture, D width of the features.
 """
@@ -67,16 +67,16 @@ class TimmTower(nn.Module):
 
 
 def _grid(body: Any, size: int) -> tuple[int, int]:
-    """Rows and columns of the features of a size x size picture."""
-    if hasattr(body, "patch_embed"):
-        rows, columns = body.patch_embed.grid_size
-    else:
-        with torch.no_grad():
-            shape = body.eval().forward_features(torch.zeros(1, 3, size, size)).shape
-        body.train()
-        if len(shape) != 4 or shape[1] != body.num_features:
-            raise ValueError(
-                f"this timm model gives features of shape {tuple(shape)}, expected (1, width, rows, columns)"
-            )
-        rows, columns = shape[2:]
-    return rows, columns
+    """Rows and columns of the features of a size x size picture; a ValueError for features that are no grid."""
+    with torch.no_grad():
+        shape = body.eval().forward_features(torch.zeros(1, 3, size, size)).shape
+    body.train()
+    if len(shape) == 4 and shape[1] == body.num_features:
+        return shape[2], shape[3]
+    rows, columns = getattr(getattr(body, "patch_embed", None), "grid_size", (0, 0))
+    if len(shape) == 3 and shape[1] == rows * columns + body.num_prefix_tokens:
+        return rows, columns
+    raise ValueError(
+        f"the timm model gives features of shape {tuple(shape)} for a {size} px picture, "
+        "expected (1, width, rows, columns) or (1, prefix tokens + patches, width)"
+    )

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.weights import load_strictly, read_tensors, replacing
+from mm_rwkv7.weights import cast_weight, load_strictly, read_tensors, replacing
 
 SHARD = 5 * 10**9  # bytes; larger models are split, with an index
 
@@ -34,21 +35,22 @@ def save(model: MMRWKV7, folder: str | os.PathLike[str], card: str, dtype: torch
 
 
 def load(folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> MMRWKV7:
-    """Read a native checkpoint onto the CPU, every floating-point tensor in `dtype`. A ValueError lists what does
-    not fit."""
+    """Read a native checkpoint onto the CPU, in `dtype` but for the decay's offsets. A ValueError lists what does not
+    fit."""
     folder = Path(folder)
     config = MMConfig.load(folder / "config.json")
     with torch.device("meta"):
         model = MMRWKV7(config)
-    tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in read_tensors(folder)}
+    tensors = {name: cast_weight(name, tensor, dtype) for name, tensor in read_tensors(folder)}
     load_strictly(model, tensors, folder)
     return model.eval()
 
 
-def fingerprint(model: MMRWKV7) -> str:
-    """sha256 over the config and every tensor's name, shape and bytes: equal if two models answer alike."""
-    digest = hashlib.sha256(model.config.to_json().encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+def fingerprint(config: MMConfig, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over the config and every tensor's name, shape and bytes as stored: equal if two models answer alike,
+    whatever device and precision they are loaded to."""
+    digest = hashlib.sha256(config.to_json().encode())
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

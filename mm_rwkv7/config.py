@@ -4,12 +4,13 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from encoders.timm_tower import TimmTowerConfig
 from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
-from mm_rwkv7.tokenizer import IMAGE_TOKEN
+from mm_rwkv7.tokenizer import IMAGE_TOKEN, WORLD_SIZE
 from mm_rwkv7.typed import build
 
 FORMAT = "mm-rwkv7/1"
@@ -50,12 +51,16 @@ class MMConfig:
     def __post_init__(self) -> None:
         if (self.tower is None) != (self.projector is None):
             raise ValueError("a tower needs a projector and a projector needs a tower")
+        if self.vocabulary is None and self.lm.vocab_size != WORLD_SIZE:
+            raise ValueError(
+                f"without a vocabulary the language model needs {WORLD_SIZE} rows, not {self.lm.vocab_size}"
+            )
         if self.vocabulary is not None and len(self.vocabulary) != self.lm.vocab_size:
             raise ValueError(
                 f"the vocabulary lists {len(self.vocabulary)} ids, the language model has {self.lm.vocab_size} rows"
             )
 
-    @property
+    @cached_property
     def image_id(self) -> int:
         """The model's id of the image placeholder."""
         return IMAGE_TOKEN if self.vocabulary is None else self.vocabulary.index(IMAGE_TOKEN)

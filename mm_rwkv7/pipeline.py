@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from mm_rwkv7.processor import Message, Processor
 from mm_rwkv7.sampling import Sampler, Sampling
 from mm_rwkv7.state import State
 from mm_rwkv7.tokenizer import Tokenizer
-from mm_rwkv7.weights import choose_device, choose_dtype, locate
+from mm_rwkv7.weights import choose_device, choose_dtype, locate, read_tensors
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ class Pipeline:
     """A model with its tokenizer and processor. States are values: one pipeline serves any number of
     conversations, each of which holds its own state."""
 
-    def __init__(self, model: MMRWKV7, name: str = "model", load_s: float = 0.0) -> None:
+    def __init__(self, model: MMRWKV7, name: str = "model", load_s: float = 0.0, folder: Path | None = None) -> None:
         self.model = model.eval()
+        self.folder = folder  # where the weights came from, None for a model made in memory
         self.name = name
         self.load_s = load_s
         self.tokenizer = Tokenizer(model.config.vocabulary)
@@ -101,13 +103,15 @@ class Pipeline:
         """`model`: "nano" (bundled), "hf:owner/repo" or the folder of a native checkpoint."""
         began = time.perf_counter()
         where = choose_device(device)
-        loaded = checkpoint.load(locate(model), choose_dtype(dtype, where)).to(where)
-        return cls(loaded, os.fspath(model), time.perf_counter() - began)
+        folder = locate(model)
+        loaded = checkpoint.load(folder, choose_dtype(dtype, where)).to(where)
+        return cls(loaded, os.fspath(model), time.perf_counter() - began, folder)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the config and the weights; state files carry it."""
-        return checkpoint.fingerprint(self.model)
+        """sha256 of the config and the weights; states carry it."""
+        tensors = self.model.state_dict().items() if self.folder is None else read_tensors(self.folder)
+        return checkpoint.fingerprint(self.model.config, tensors)
 
     @property
     def device(self) -> torch.device:
@@ -170,7 +174,7 @@ class Pipeline:
         questions about them can be asked from the state that comes back."""
         batch = self.processor(messages, generate=False, open_turn=state is not None and state.open_turn)
         _, after = self._read(batch.ids, batch.pixels, state)
-        return replace(after, open_turn=batch.open_turn)
+        return replace(after, open_turn=batch.open_turn, model=self.fingerprint)
 
     def embed(self, content: str | Sequence[Message]) -> Tensor:
         """A text or messages as one vector (D,): what the head would read after the last token."""
@@ -183,7 +187,15 @@ class Pipeline:
 
     def _read(self, ids: Tensor, pixels: Tensor | None, state: State | None) -> tuple[Tensor, State]:
         features = None if pixels is None else self._encode(pixels)
-        return prefill(self.model, ids.to(self.device), state, features)
+        return prefill(self.model, ids.to(self.device), self._ours(state), features)
+
+    def _ours(self, state: State | None) -> State | None:
+        """A state that somebody saved or computed elsewhere, where this model can go on from it."""
+        if state is None:
+            return None
+        if state.model not in ("", self.fingerprint):
+            raise ValueError(f"the state belongs to model {state.model[:12]}..., this is {self.fingerprint[:12]}...")
+        return state.map(lambda tensor: tensor.to(self.device))
 
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Tensor:
@@ -199,6 +211,8 @@ class Pipeline:
         stop: Sequence[str],
         turn_end: str,
     ) -> Stream:
+        state = self._ours(state)
+
         def write(stream: Stream) -> Generator[str, None, Answer]:
             features = None if pixels is None else self._encode(pixels)
             encoded = time.perf_counter()
@@ -237,8 +251,8 @@ class Pipeline:
 
     def _closed(self, decoder: Decoder, turn_end: str) -> State:
         """The state after the answer, its turn ended as the template ends turns, whatever ended the writing."""
-        state = replace(decoder.state, open_turn=False)
-        if not turn_end or self.tokenizer.decode(decoder.tokens).endswith(turn_end):
+        state = replace(decoder.state, open_turn=False, model=self.fingerprint)
+        if not turn_end or turn_end in self.tokenizer.decode(decoder.tokens):
             return state
         ids = torch.tensor([self.tokenizer.encode(turn_end)], device=self.device)
         return prefill(self.model, ids, state)[1]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mm_rwkv7.ops import wkv7
 from mm_rwkv7.state import LayerState, State
 from mm_rwkv7.typed import build
-from mm_rwkv7.weights import choose_device, choose_dtype, load_strictly, locate, read_tensors
+from mm_rwkv7.weights import cast_weight, choose_device, choose_dtype, load_strictly, locate, read_tensors
 
 DECAY_FLOOR = -math.exp(-0.5)  # the strongest log-decay that the sigmoid can reach
 
@@ -43,6 +43,9 @@ class RWKV7Config:
     iclr_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "layers", "head_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.width % self.head_size:
             raise ValueError(f"width {self.width} is not a multiple of head_size {self.head_size}")
 
@@ -224,7 +227,7 @@ class RWKV7(nn.Module):
             raise ValueError(f"{config_file} has no language model (no field 'lm')")
         with torch.device("meta"):
             lm = cls(build(RWKV7Config, fields["lm"], "lm"))
-        tensors = {name: tensor.to(where, number) for name, tensor in read_tensors(folder, "lm.")}
+        tensors = {name: cast_weight(name, t, number).to(where) for name, t in read_tensors(folder, "lm.")}
         load_strictly(lm, tensors, folder)
         return lm.eval()
 
@@ -256,11 +259,8 @@ class RWKV7(nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, T >= 1, {self.config.width})")
         if state is None:
             state = self.initial_state(x.shape[0])
-        elif len(state.layers) != self.config.layers or state.layers[0].wkv.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"state has {len(state.layers)} layers and batch {state.layers[0].wkv.shape[0]}, "
-                f"expected {self.config.layers} layers and batch {x.shape[0]}"
-            )
+        else:
+            self._check(state, x.shape[0])
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
             raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected torch.bool {tuple(x.shape[:2])}")
         neighbours = None if mask is None else Neighbours.of(mask)
@@ -270,7 +270,16 @@ class RWKV7(nn.Module):
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
             x, layer_state, v_first = block(x, layer_state, v_first, neighbours)
             layers.append(layer_state)
-        return self.ln_out(x), State(tuple(layers), state.tokens_seen + x.shape[1])
+        return self.ln_out(x), State(tuple(layers), state.tokens_seen + x.shape[1], model=state.model)
+
+    def _check(self, state: State, batch: int) -> None:
+        config = self.config
+        expected = (batch, config.heads, config.head_size, config.head_size)
+        shapes = {tuple(layer.wkv.shape) for layer in state.layers}
+        if len(state.layers) != config.layers or shapes != {expected}:
+            raise ValueError(
+                f"state has {len(state.layers)} layers of {sorted(shapes)}, expected {config.layers} of {expected}"
+            )
 
     def initial_state(self, batch: int = 1) -> State:
         """The empty state: nothing read yet."""

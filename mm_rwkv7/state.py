@@ -27,12 +27,14 @@ class State:
     """The recurrent state of every layer. Models return a new one; they never change one that they were given.
 
     `tokens_seen` counts the steps read, padded ones included. `open_turn` marks a state that ends with a picture
-    in a user's turn, to which the question is still to come.
+    in a user's turn, to which the question is still to come. `model` is the fingerprint of the model that read it,
+    "" where nobody said.
     """
 
     layers: tuple[LayerState, ...]
     tokens_seen: int = 0
     open_turn: bool = False
+    model: str = ""
 
     @classmethod
     def zeros(
@@ -58,8 +60,8 @@ class State:
         """The rows (B',) of `index`, in that order."""
         return self.map(lambda tensor: tensor[index])
 
-    def save(self, path: str | os.PathLike[str], model: str = "") -> None:
-        """Write one sequence's state (B = 1) as safetensors, atomically. `model` is the model's fingerprint."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one sequence's state (B = 1) as safetensors, atomically."""
         from safetensors.torch import save_file
 
         if self.batch != 1:
@@ -69,7 +71,7 @@ class State:
             for i, layer in enumerate(self.layers)
             for name, tensor in layer._asdict().items()
         }
-        metadata = {"format": FORMAT, "model": model, "tokens_seen": str(self.tokens_seen)}
+        metadata = {"format": FORMAT, "model": self.model, "tokens_seen": str(self.tokens_seen)}
         metadata["open_turn"] = str(int(self.open_turn))
         path = Path(path)
         handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
@@ -97,9 +99,10 @@ class State:
         fields = LayerState._fields
         count = len(tensors) // len(fields)
         names = [f"layers.{i}.{name}" for i in range(count) for name in fields]
-        if sorted(names) != sorted(tensors) or not {"model", "tokens_seen"} <= metadata.keys():
+        whole = count > 0 and sorted(names) == sorted(tensors) and metadata.get("tokens_seen", "").isdecimal()
+        if not whole or "model" not in metadata:
             raise ValueError(f"{path} is not a whole state file")
         if model is not None and metadata["model"] != model:
             raise ValueError(f"{path} belongs to model {metadata['model'][:12]}..., this is {model[:12]}...")
         layers = tuple(LayerState(*(tensors[f"layers.{i}.{name}"] for name in fields)) for i in range(count))
-        return cls(layers, int(metadata["tokens_seen"]), metadata.get("open_turn") == "1")
+        return cls(layers, int(metadata["tokens_seen"]), metadata.get("open_turn") == "1", metadata["model"])

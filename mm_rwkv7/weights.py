@@ -19,23 +19,23 @@ def locate(model: str | os.PathLike[str]) -> Path:
     """The folder of a native checkpoint: "nano" is the bundled one, "hf:owner/repo" is downloaded (once) from the
     Hugging Face hub, anything else is a path."""
     name = os.fspath(model)
-    if name.startswith("hf:"):
-        return _download(name.removeprefix("hf:"))
-    folder = BUNDLED.get(name, Path(name))
+    folder = _download(name) if name.startswith("hf:") else BUNDLED.get(name, Path(name))
     if not (folder / "config.json").is_file():
         problem = "has no config.json" if folder.exists() else "does not exist"
         raise ValueError(f"model {name!r} {problem}; expected 'nano', 'hf:owner/repo' or a checkpoint folder")
     return folder
 
 
-def _download(repository: str) -> Path:
+def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors", "README.md"]))
+        return Path(
+            snapshot_download(name.removeprefix("hf:"), allow_patterns=["*.json", "*.safetensors", "README.md"])
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"hf:{repository} cannot be fetched: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{name} cannot be fetched: {str(error).splitlines()[0]}") from error
 
 
 def choose_device(name: str) -> torch.device:
@@ -56,6 +56,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype is {name!r}, expected auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def cast_weight(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A floating-point tensor in `dtype`, but for the decay's offset w0, whose rounding changes how long slow channels
+    remember."""
+    return tensor.to(torch.float32 if name.endswith(".w0") else dtype) if tensor.is_floating_point() else tensor
 
 
 def read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -100,6 +106,9 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: obje
 def replacing(target: Path) -> Iterator[Path]:
     """A new folder beside `target` to write to, which takes its place when the block ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    old = target.with_name(f".{target.name}-old")
+    if old.exists() and not target.exists():  # a kill came between the two renames below
+        old.rename(target)
     draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         yield draft
@@ -107,7 +116,6 @@ def replacing(target: Path) -> Iterator[Path]:
         for file in draft.iterdir():
             if file.is_file():
                 file.chmod(0o644)
-        old = target.with_name(f".{target.name}-old")
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)

@@ -80,6 +80,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}, expected 'auto', 'fp32' or 'bf16'")
+        for name in ("checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if len({stage.name for stage in self.stages}) != len(self.stages):
             raise ValueError("two stages have the same name")
         self.lm_config(1)
@@ -130,4 +133,7 @@ def _apply(fields: Any, change: str) -> None:
             fields = fields.setdefault(parent, {})
         if not isinstance(fields, dict | list):
             raise ValueError(f"{key!r}: {parent!r} has no settings of its own")
-    fields[last] = yaml.safe_load(value)
+    try:
+        fields[last] = json.loads(value)  # YAML takes 1e-3 for a text
+    except ValueError:
+        fields[last] = yaml.safe_load(value)

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,12 +74,14 @@ def train_stage(
     device = parameters[0].device
     start = _resume(folder, offset, stage, optimizer)
     steps = range(start, config.steps)
+    workers = run.workers if sys.platform == "linux" else 0  # sources are shared by forking
     loader = DataLoader(
         Steps(stage, config, sources, run.seed),
         sampler=steps,
         batch_size=None,
-        num_workers=run.workers,
-        prefetch_factor=4 if run.workers else None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context="fork" if workers else None,
     )
     half = autocast_wanted(run.precision, device)
     began = time.time()
@@ -95,6 +98,8 @@ def train_stage(
                 raise RuntimeError(f"stage {config.name}, step {step}: the loss is {loss.item()}")
             loss.backward()
             norm = gradient_norm(parameters, config.clip)
+            if not math.isfinite(norm):
+                raise RuntimeError(f"stage {config.name}, step {step}: the norm of the gradients is {norm}")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             seconds = time.perf_counter() - tick

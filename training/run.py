@@ -1,5 +1,6 @@
 """A run from its recipe: build the model from what the data says, train the stages in order, keep the result."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def train(run: RunConfig, device: torch.device) -> Path:
     """Train every stage of `run`, going on where an earlier call stopped; returns the folder of the model."""
     folder = Path(run.run)
     write_config(folder, run)
+    # The CPU's matrix library prepares a product for each shape it meets; batches have more shapes than it keeps.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
     sources = open_sources(run)
     torch.manual_seed(run.seed)
     model, processor = build_model(run, sources)
@@ -58,7 +61,7 @@ def open_sources(run: RunConfig) -> dict[str, Source]:
 def build_model(run: RunConfig, sources: Mapping[str, Source]) -> tuple[MMRWKV7, Processor]:
     """A fresh model whose vocabulary is what the sources can say, and its processor."""
     tower = TimmTower(run.tower)
-    full = MMConfig(run.lm_config(65536), run.tower, run.projector_config(tower.width))
+    full = MMConfig(run.lm_config(65536), run.tower, run.projector_config(tower.width), template=run.template)
     spelling = Processor(full, Tokenizer(), tower.preprocess, image_tokens=1)
     texts = {text for source in sources.values() for text in source.texts()}
     pieces = (piece for text in texts for piece in (text, *turns(spelling, text, text)))

@@ -1,7 +1,7 @@
 """`python -m training.score MODEL --data DIR`: exact answers on what was kept out, and what a blind guess scores.
 
 An answer is right if it equals the expected one after lower-casing and stripping a final period. The blind guess says
-what was the commonest answer to the same question in training, or to any question of the source.
+what was the commonest answer to the same question in training, or, to a question not met there, to those of its kind.
 """
 
 import argparse
@@ -42,11 +42,13 @@ def score(pipeline: Pipeline, sources: Mapping[str, Source], limit: int) -> dict
             picture = [{"role": "user", "content": [{"type": "image", "image": sample.image}]}]
             state = pipeline.prefill(picture)
             for i, (question, answer) in enumerate(sample.qa):
-                said = pipeline.ask(question, state=state).text
-                outcome = same(said, answer), same(guess(question), answer)
+                kind = sample.kinds[i] if sample.kinds else ""
+                said, blind = pipeline.ask(question, state=state).text, guess(question, kind)
+                accepted = (answer, *sample.aliases)
+                outcome = any(same(said, right) for right in accepted), any(same(blind, right) for right in accepted)
                 totals[name].append(outcome)
-                if sample.kinds:
-                    totals[f"{name}: {sample.kinds[i]}"].append(outcome)
+                if kind:
+                    totals[f"{name}: {kind}"].append(outcome)
     return {
         name: Score(len(rows), sum(right for right, _ in rows), sum(blind for _, blind in rows))
         for name, rows in totals.items()
@@ -64,14 +66,14 @@ class BlindGuess:
     def __init__(self, source: Source) -> None:
         rng = random.Random("blind")
         self.answers: dict[str, Counter[str]] = defaultdict(Counter)
-        self.overall: Counter[str] = Counter()
+        self.kinds: dict[str, Counter[str]] = defaultdict(Counter)
         for sample in (source.train(rng) for _ in range(TRAINED)):
-            for question, answer in sample.qa:
+            for i, (question, answer) in enumerate(sample.qa):
                 self.answers[question][answer] += 1
-                self.overall[answer] += 1
+                self.kinds[sample.kinds[i] if sample.kinds else ""][answer] += 1
 
-    def __call__(self, question: str) -> str:
-        known = self.answers.get(question, self.overall)
+    def __call__(self, question: str, kind: str) -> str:
+        known = self.answers.get(question) or self.kinds[kind]
         return known.most_common(1)[0][0]
 
 

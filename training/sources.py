@@ -22,7 +22,8 @@ QA = tuple[str, str]  # question, answer
 @dataclass(frozen=True)
 class Sample:
     """A picture and what is true of it. `label` is the class of the whole picture within its source. Generated
-    scenes also tell what lies where (`objects`) and what each question is about (`kinds`)."""
+    scenes also tell what lies where (`objects`) and what each question is about (`kinds`). `aliases` are right answers
+    beside the one in `qa`."""
 
     image: Image.Image
     caption: str
@@ -30,6 +31,7 @@ class Sample:
     objects: tuple[scenes.Object, ...] = ()
     label: str | None = None
     kinds: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -128,8 +130,8 @@ class Emoji:
         canvas = Image.new("RGB", (self.CANVAS, self.CANVAS), tuple(rng.randrange(256) for _ in range(3)))
         corner = (self.CANVAS - side) // 2
         canvas.paste(picture, (corner + rng.randint(-4, 4), corner + rng.randint(-4, 4)), picture)
-        name = row["name"]
-        return Sample(canvas, f"an emoji of {name}", (("What is this emoji?", name),), label=name)
+        name, aliases = row["name"], tuple(row["aliases"])
+        return Sample(canvas, f"an emoji of {name}", (("What is this emoji?", name),), label=name, aliases=aliases)
 
 
 class Flowers:

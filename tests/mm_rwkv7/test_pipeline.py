@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,9 +79,20 @@ def test_a_picture_read_before_equals_a_picture_with_the_question(pipe: Pipeline
 
 def test_a_saved_picture_is_asked_later(pipe: Pipeline, tmp_path: Path) -> None:
     state = pipe.prefill(look(NOISE))
-    state.save(tmp_path / "state", pipe.fingerprint)
+    state.save(tmp_path / "state")
     loaded = State.load(tmp_path / "state", pipe.fingerprint)
     assert pipe.ask(QUESTIONS[0], state=loaded).text == pipe.ask(QUESTIONS[0], state=state).text
+
+
+def test_a_state_of_another_model_is_not_gone_on_from(pipe: Pipeline) -> None:
+    foreign = dataclasses.replace(pipe.prefill(look(NOISE)), model="0123456789abcdef")
+    with pytest.raises(ValueError, match=r"belongs to model 0123456789ab\.\.\., this is"):
+        pipe.ask(QUESTIONS[0], state=foreign)
+
+
+def test_the_fingerprint_does_not_depend_on_the_precision(tiny_checkpoint: Path) -> None:
+    full, half = (Pipeline.from_pretrained(tiny_checkpoint, "cpu", dtype).fingerprint for dtype in ("fp32", "bf16"))
+    assert full == half
 
 
 def test_questions_from_one_state_do_not_disturb_one_another(pipe: Pipeline) -> None:

@@ -269,7 +269,7 @@ def test_bad_input_is_refused() -> None:
         MODEL(ids[:, :0])
     with pytest.raises(ValueError, match=r"\(2, 3, 31\)"):
         MODEL(x=torch.zeros(2, 3, 31))
-    with pytest.raises(ValueError, match="batch 1"):
+    with pytest.raises(ValueError, match=r"expected 3 of \(2, 2, 16, 16\)"):
         MODEL(ids, MODEL.initial_state(1))
     shallow = random_model(RWKV7Config(40, 32, 1, 16, decay_rank=2, iclr_rank=2, value_rank=2, gate_rank=2))
     with pytest.raises(ValueError, match="1 layers"):

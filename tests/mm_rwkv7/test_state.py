@@ -14,11 +14,12 @@ def random_state(batch: int = 1, dtype: torch.dtype = torch.float32) -> State:
         LayerState(torch.randn(batch, 2, 4, 4), torch.randn(batch, 8, dtype=dtype), torch.randn(batch, 8, dtype=dtype))
         for _ in range(3)
     )
-    return State(tuple(layers), tokens_seen=123_456_789_012, open_turn=True)
+    return State(tuple(layers), tokens_seen=123_456_789_012, open_turn=True, model="m")
 
 
 def assert_equal(found: State, expected: State) -> None:
-    assert (found.tokens_seen, found.open_turn) == (expected.tokens_seen, expected.open_turn)
+    for field in ("tokens_seen", "open_turn", "model"):
+        assert getattr(found, field) == getattr(expected, field)
     for one, other in zip(found.layers, expected.layers, strict=True):
         for found_tensor, expected_tensor in zip(one, other, strict=True):
             assert found_tensor.dtype == expected_tensor.dtype
@@ -28,16 +29,16 @@ def assert_equal(found: State, expected: State) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_saved_state_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     state = random_state(dtype=dtype)
-    state.save(tmp_path / "state", "m")
+    state.save(tmp_path / "state")
     assert_equal(State.load(tmp_path / "state", "m"), state)
     assert_equal(State.load(tmp_path / "state"), state)
     closed = State(state.layers)
-    closed.save(tmp_path / "state", "m")
+    closed.save(tmp_path / "state")
     assert_equal(State.load(tmp_path / "state"), closed)
 
 
 def test_the_file_has_the_agreed_tensors(tmp_path: Path) -> None:
-    random_state().save(tmp_path / "state", "m")
+    random_state().save(tmp_path / "state")
     shapes = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "state").items()}
     expected = {f"layers.{i}.wkv": (2, 4, 4) for i in range(3)}
     expected |= {f"layers.{i}.{shift}": (8,) for i in range(3) for shift in ("att_shift", "ffn_shift")}
@@ -45,8 +46,8 @@ def test_the_file_has_the_agreed_tensors(tmp_path: Path) -> None:
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    random_state().save(tmp_path / "state", "one model")
-    with pytest.raises(ValueError, match="belongs to model one model"):
+    random_state().save(tmp_path / "state")
+    with pytest.raises(ValueError, match="belongs to model m"):
         State.load(tmp_path / "state", "another")
 
 
