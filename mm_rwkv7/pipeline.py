@@ -215,39 +215,50 @@ class Pipeline:
 
         def write(stream: Stream) -> Generator[str, None, Answer]:
             features = None if pixels is None else self._encode(pixels)
-            encoded = time.perf_counter()
+            encoded = self._clock()
             hidden, read = prefill(self.model, ids.to(self.device), state, features)
-            prefilled = time.perf_counter()
+            prefilled = self._clock()
             sampler = Sampler(sampling, self.tokenizer.size, self.device)
             limit = sampling.max_new_tokens or self.model.config.max_new_tokens
             decoder = Decoder(self.model, self.tokenizer, hidden, read, sampler, (*stop, *sampling.stop), limit)
-            text, first = "", None
+            text, first, decode_s = "", None, 0.0
             pieces = iter(decoder)
-            while not stream.closed and (piece := next(pieces, None)) is not None:
-                first = first or time.perf_counter()
+            while not stream.closed:
+                asked = time.perf_counter()
+                piece = next(pieces, None)
+                now = self._clock()
+                decode_s += now - asked
+                if piece is None:
+                    break
+                first = first or now
                 if turn_end and not text:
                     piece = piece.lstrip()
                 text += piece
                 if piece:
                     yield piece
-            ended = time.perf_counter()
             media = 0 if pixels is None else len(pixels) * self.model.image_tokens
             written = len(decoder.tokens)
             return Answer(
-                text.rstrip() if turn_end else text,
+                text,
                 decoder.finish_reason,
                 Usage(ids.shape[1] - media, media, written),
                 Timings(
                     self.load_s,
                     encoded - began if pixels is not None else 0.0,
                     prefilled - encoded,
-                    (first or ended) - began,
-                    written / (ended - prefilled),
+                    (first or prefilled) - began,
+                    written / decode_s if decode_s else 0.0,
                 ),
                 self._closed(decoder, turn_end),
             )
 
         return Stream(write)
+
+    def _clock(self) -> float:
+        """The time when the device has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def _closed(self, decoder: Decoder, turn_end: str) -> State:
         """The state after the answer, its turn ended as the template ends turns, whatever ended the writing."""

@@ -40,9 +40,9 @@ def pairs_of(sample: Sample, processor: Processor) -> set[tuple[str, str]]:
 
 
 def each_row(batch: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(ids (T), targets (T), picture ()) of every row."""
+    """(ids (T), targets (T), picture ()) of every row but those that only fill up."""
     for group in batch["groups"]:
-        yield from zip(*group, strict=True)
+        yield from (row for row in zip(*group, strict=True) if (row[1] != IGNORED).any())
 
 
 def rows(batch: dict[str, Any], processor: Processor) -> list[tuple[int, str, str]]:
