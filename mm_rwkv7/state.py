@@ -58,7 +58,7 @@ class State:
 
     def rows(self, index: Tensor) -> "State":
         """The rows (B',) of `index`, in that order."""
-        return self.map(lambda tensor: tensor[index])
+        return self.map(lambda tensor: tensor.index_select(0, index))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one sequence's state (B = 1) as safetensors, atomically."""
