@@ -61,7 +61,11 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run: the model to build and the stages that train it, one after another."""
+    """A run: the model to build and the stages that train it, one after another.
+
+    `start` names a checkpoint ("nano", "hf:owner/repo", a folder) whose weights and vocabulary the run begins with;
+    without it the weights are random and the vocabulary is what the data can say.
+    """
 
     run: str
     tower: TimmTowerConfig
@@ -70,6 +74,7 @@ class RunConfig:
     stages: tuple[StageConfig, ...]
     template: PromptTemplate = field(default_factory=PromptTemplate)
     max_new_tokens: int = 64
+    start: str | None = None
     data: str = "../shared/data"  # the folder of the parquet tables; generated scenes need none
     seed: int = 0
     checkpoint_every: int = 500

@@ -10,6 +10,7 @@ from encoders.timm_tower import TimmTower
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Processor
 from mm_rwkv7.rwkv7 import initialise
 from mm_rwkv7.tokenizer import Tokenizer
@@ -30,7 +31,10 @@ def train(run: RunConfig, device: torch.device) -> Path:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
     sources = open_sources(run)
     torch.manual_seed(run.seed)
-    model, processor = build_model(run, sources)
+    if run.start is None:
+        model, processor = build_model(run, sources)
+    else:
+        model, processor = continued_model(run)
     model.to(device)
     offset = 0
     done = max(kept_steps(folder), default=0)
@@ -77,6 +81,21 @@ def build_model(run: RunConfig, sources: Mapping[str, Source]) -> tuple[MMRWKV7,
     model = MMRWKV7(config)
     initialise(model.lm)
     return model, Processor(config, Tokenizer(vocabulary), tower.preprocess, model.image_tokens)
+
+
+def continued_model(run: RunConfig) -> tuple[MMRWKV7, Processor]:
+    """The model that `run.start` names, which must have the sizes of the recipe, and its processor."""
+    assert run.start is not None
+    pipeline = Pipeline.from_pretrained(run.start, device="cpu", dtype="fp32")
+    config = pipeline.model.config
+    width = 0 if config.projector is None else config.projector.input_width
+    expected = (run.tower, run.projector_config(width), run.lm_config(config.lm.vocab_size))
+    for name, has, wants in zip(
+        ("tower", "projector", "lm"), (config.tower, config.projector, config.lm), expected, strict=True
+    ):
+        if has != wants:
+            raise ValueError(f"{run.start} has the {name} {has}, the recipe wants {wants}")
+    return pipeline.model, pipeline.processor
 
 
 def _stage(

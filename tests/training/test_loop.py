@@ -146,3 +146,18 @@ def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
         open_sources(recipe(tmp_path, "stages.tower.data={flowers: 1}", f"data={tmp_path}"))
     with pytest.raises(ValueError, match=r"unknown data.*'dreams'"):
         open_sources(recipe(tmp_path, "stages.tower.data={dreams: 1}"))
+
+
+def test_a_run_begins_with_the_weights_it_is_given(straight: Path, tmp_path: Path) -> None:
+    config = recipe(tmp_path / "more", f"start={straight / 'model'}", "stages.align.steps=1")
+    config = dataclasses.replace(config, stages=tuple(stage for stage in config.stages if stage.name == "align"))
+    before = load_file(straight / "model/model.safetensors")
+    after = load_file(train(config, CPU) / "model.safetensors")
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]) != name.startswith("projector."), name
+
+
+def test_a_start_of_other_sizes_is_refused(straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has the lm .*layers=2.*, the recipe wants .*layers=3"):
+        train(recipe(tmp_path / "run", f"start={straight / 'model'}", "lm.layers=3"), CPU)
