@@ -1,6 +1,5 @@
 """`python -m training.bundle RUN --out DIR`: a run's model in half precision, with a card that holds its scores."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import torch
 
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.pipeline import Pipeline
+from training.command import Parser, run_command
 from training.config import RECIPES, RunConfig, load_recipe
 from training.run import open_sources
 from training.score import score, table
@@ -52,18 +52,12 @@ def _card(config: RunConfig, pipeline: Pipeline, scores: str, emoji: int) -> str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.bundle", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m training.bundle", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a run of the recipe nano")
     parser.add_argument("--data", default="../shared/data", help="folder of the parquet tables")
     parser.add_argument("--out", default="mm_rwkv7/nano", type=Path, help="where the checkpoint goes")
     parser.add_argument("--limit", default=1000, type=int, help="pictures of each source to score at most")
-    options = parser.parse_args(arguments)
-    try:
-        bundle(options.run, options.data, options.out, options.limit)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser, arguments, lambda o: bundle(o.run, o.data, o.out, o.limit))
 
 
 if __name__ == "__main__":

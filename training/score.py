@@ -4,9 +4,9 @@ An answer is right if it equals the expected one after lower-casing and strippin
 what was the commonest answer to the same question in training, or, to a question not met there, to those of its kind.
 """
 
-import argparse
 import random
 import sys
+from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mm_rwkv7.pipeline import Pipeline
+from training.command import Parser, run_command
 from training.sources import SOURCES, Source
 
 TRAINED = 4000  # samples of each source that the blind guess has seen
@@ -84,22 +85,23 @@ def table(scores: Mapping[str, Score]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.score", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m training.score", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a checkpoint folder, or nano")
     parser.add_argument("--data", default="../shared/data", type=Path, help="folder of the parquet tables")
     parser.add_argument("--sources", default=",".join(SOURCES), help="which of them, with commas")
     parser.add_argument("--limit", default=1000, type=int, help="pictures of each source at most")
-    options = parser.parse_args(arguments)
-    try:
-        pipeline = Pipeline.from_pretrained(options.model)
-        assert pipeline.model.tower is not None
-        size = pipeline.model.tower.preprocess.size
-        sources = {name: SOURCES[name](options.data, size) for name in options.sources.split(",")}
-        print(table(score(pipeline, sources, options.limit)))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser, arguments, _score)
+
+
+def _score(options: Namespace) -> None:
+    names = options.sources.split(",")
+    if unknown := [name for name in names if name not in SOURCES]:
+        raise ValueError(f"unknown sources {unknown}, expected some of {sorted(SOURCES)}")
+    pipeline = Pipeline.from_pretrained(options.model)
+    if pipeline.model.tower is None:
+        raise ValueError(f"model {options.model!r} cannot see, it has no tower")
+    size = pipeline.model.tower.preprocess.size
+    print(table(score(pipeline, {name: SOURCES[name](options.data, size) for name in names}, options.limit)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,23 @@
+"""How every command of `training` ends: bad usage or bad input is one line on stderr and exit code 2."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises a ValueError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} ({self.prog} --help says more)")
+
+
+def run_command(parser: Parser, arguments: Sequence[str] | None, action: Callable[[argparse.Namespace], None]) -> int:
+    """Parse and act; returns the exit code."""
+    try:
+        action(parser.parse_args(arguments))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
