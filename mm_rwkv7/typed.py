@@ -1,4 +1,7 @@
-"""From parsed JSON or YAML to frozen dataclasses, with names and types checked."""
+"""From parsed JSON or YAML to frozen dataclasses, with names and types checked.
+
+Where a field may be one of several dataclasses, each of them has a field `kind` whose default is its name.
+"""
 
 import dataclasses
 import types
@@ -24,8 +27,8 @@ def build(kind: Any, value: Any, where: str = "config") -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        (kind,) = (argument for argument in arguments if argument is not type(None))
-        return build(kind, value, where)
+        choices = [argument for argument in arguments if argument is not type(None)]
+        return build(choices[0] if len(choices) == 1 else _chosen(choices, value, where), value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} is {value!r}, expected a list")
@@ -36,6 +39,15 @@ def build(kind: Any, value: Any, where: str = "config") -> Any:
     if expected is not Any and (not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)):
         raise ValueError(f"{where} is {value!r}, expected {getattr(expected, '__name__', expected)}")
     return value
+
+
+def _chosen(choices: list[Any], value: Any, where: str) -> Any:
+    """The dataclass whose `kind` the value names; without a name, the first."""
+    kinds = {choice.kind: choice for choice in choices}
+    named = value.get("kind", choices[0].kind) if isinstance(value, Mapping) else choices[0].kind
+    if not isinstance(named, str) or named not in kinds:
+        raise ValueError(f"{where} is of kind {named!r}, expected one of {sorted(kinds)}")
+    return kinds[named]
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:
