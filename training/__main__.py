@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from training.command import Parser, run_command
+from mm_rwkv7.command import Parser, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from mm_rwkv7 import checkpoint
+from mm_rwkv7.command import Parser, run_command
 from mm_rwkv7.pipeline import Pipeline
-from training.command import Parser, run_command
 from training.config import RECIPES, RunConfig, load_recipe
 from training.run import open_sources
 from training.score import score, table

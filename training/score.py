@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mm_rwkv7.command import Parser, run_command
 from mm_rwkv7.pipeline import Pipeline
-from training.command import Parser, run_command
 from training.sources import SOURCES, Source
 
 TRAINED = 4000  # samples of each source that the blind guess has seen

@@ -2,30 +2,29 @@
 
 import json
 import sys
-from argparse import ArgumentParser
+from argparse import Namespace
 from collections.abc import Sequence
 
 from mm_rwkv7.bench import context, wkv
+from mm_rwkv7.command import Parser, run_command
 
 BENCHES = {"wkv": wkv, "context": context}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one measurement and prints its rows; returns the exit code (2: bad usage)."""
-    parser = ArgumentParser(prog="python -m mm_rwkv7.bench", description=__doc__)
+    parser = Parser(prog="python -m mm_rwkv7.bench", description=__doc__)
     commands = parser.add_subparsers(dest="bench", required=True)
     for name, bench in BENCHES.items():
         command = commands.add_parser(name, help=bench.HELP, description=bench.HELP)
         command.add_argument("--json", action="store_true", help="print a list of rows as JSON")
         bench.add_arguments(command)
-    arguments = parser.parse_args(argv)
-    try:
-        rows = BENCHES[arguments.bench].rows(arguments)
-    except ValueError as error:
-        print(f"{parser.prog} {arguments.bench}: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(rows, indent=2) if arguments.json else as_table(rows))
-    return 0
+    return run_command(parser, argv, _measure)
+
+
+def _measure(options: Namespace) -> None:
+    rows = BENCHES[options.bench].rows(options)
+    print(json.dumps(rows, indent=2) if options.json else as_table(rows))
 
 
 def as_table(rows: list[dict[str, object]]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from mm_rwkv7.bench import __main__ as bench
 from training import __main__ as train
 from training import bundle, score
 
@@ -16,6 +17,9 @@ from training import bundle, score
         (train.main, ["smoke", "--set", "stages.tower.steps=0", "--dry-run"], "has steps 0"),
         (score.main, ["nano", "--sources", "dreams"], "unknown sources ['dreams']"),
         (score.main, ["/no/such/model"], "model '/no/such/model' does not exist"),
+        (bench.main, [], "the following arguments are required: bench"),
+        (bench.main, ["wkv", "--T", "many"], "invalid int value: 'many'"),
+        (bench.main, ["dreams"], "invalid choice: 'dreams'"),
         (bundle.main, ["run", "--limit", "many"], "invalid int value: 'many'"),
         (bundle.main, ["/no/such/run"], "no recipe '/no/such/run/config.yaml'"),
     ],

@@ -1,4 +1,4 @@
-"""How every command of `training` ends: bad usage or bad input is one line on stderr and exit code 2."""
+"""How every `python -m` command ends: bad usage or bad input is one line on stderr and exit code 2."""
 
 import argparse
 import sys
