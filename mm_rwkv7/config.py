@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from encoders.timm_tower import TimmTowerConfig
+from encoders.build import TowerConfig
+from encoders.tiling import Tiling
 from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
 from mm_rwkv7.tokenizer import IMAGE_TOKEN, WORLD_SIZE
@@ -38,19 +39,27 @@ class MMConfig:
     """The composition: a language model, at most one tower with its projector, the vocabulary and the prompt.
 
     `vocabulary` lists the World ids that a trimmed model keeps, in the order of its embedding rows; None is the
-    whole World vocabulary. `max_new_tokens` bounds an answer unless the caller says otherwise.
+    whole World vocabulary. `max_new_tokens` bounds an answer unless the caller says otherwise. `pool` is the grid
+    (rows, columns) to which the tower's is averaged before the projector; `tiling` cuts large pictures, and each tile
+    then takes as many tokens as a picture.
     """
 
     lm: RWKV7Config
-    tower: TimmTowerConfig | None = None
+    tower: TowerConfig | None = None
     projector: ProjectorConfig | None = None
     vocabulary: tuple[int, ...] | None = None
     template: PromptTemplate = field(default_factory=PromptTemplate)
     max_new_tokens: int = 256
+    pool: tuple[int, int] | None = None
+    tiling: Tiling | None = None
 
     def __post_init__(self) -> None:
         if (self.tower is None) != (self.projector is None):
             raise ValueError("a tower needs a projector and a projector needs a tower")
+        if self.tower is None and (self.pool or self.tiling):
+            raise ValueError("without a tower there is nothing to pool or to cut into tiles")
+        if self.pool is not None and (len(self.pool) != 2 or min(self.pool) < 1):
+            raise ValueError(f"pool is {self.pool}, expected rows and columns")
         if self.vocabulary is None and self.lm.vocab_size != WORLD_SIZE:
             raise ValueError(
                 f"without a vocabulary the language model needs {WORLD_SIZE} rows, not {self.lm.vocab_size}"
