@@ -336,11 +336,12 @@ def initialise(model: RWKV7) -> None:
     nn.init.uniform_(model.emb.weight, -1e-4, 1e-4)
     nn.init.orthogonal_(model.head.weight, gain=0.5 * math.sqrt(max(1.0, config.vocab_size / config.width)))
     for layer, block in enumerate(cast("Iterable[Block]", model.blocks)):
-        _initialise_block(block, config, layer)
+        initialise_block(block, config, layer)
 
 
 @torch.no_grad()
-def _initialise_block(block: Block, config: RWKV7Config, layer: int) -> None:
+def initialise_block(block: Block, config: RWKV7Config, layer: int) -> None:
+    """Set the parameters of one block, but for its norms' ones and zeros, to the reference trainer's start."""
     D, N = config.width, config.head_size
     depth = layer / max(1, config.layers - 1)  # 0 at the first layer, 1 at the last
     height = 1 - layer / config.layers  # 1 at the first layer, almost 0 at the last
