@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,14 +10,23 @@ import torch
 from torch import Tensor
 
 from mm_rwkv7.config import MMConfig
+from mm_rwkv7.interop.format import Checkpoint
+from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.weights import cast_weight, load_strictly, read_tensors, replacing
+from mm_rwkv7.weights import load_strictly, replacing
 
 SHARD = 5 * 10**9  # bytes; larger models are split, with an index
 
 
-def save(model: MMRWKV7, folder: str | os.PathLike[str], card: str, dtype: torch.dtype | None = None) -> None:
-    """Write `model` as a native checkpoint, replacing `folder` only when all of it is written.
+def save(
+    model: MMRWKV7,
+    folder: str | os.PathLike[str],
+    card: str,
+    dtype: torch.dtype | None = None,
+    beside: Iterable[Path] = (),
+) -> None:
+    """Write `model` as a native checkpoint, with copies of the files `beside` it (a tokenizer's), replacing `folder`
+    only when all of it is written.
 
     With `dtype`, matrices are stored in it; vectors keep their own type, because decay, norms and running
     statistics are few and lose most by rounding.
@@ -32,17 +42,22 @@ def save(model: MMRWKV7, folder: str | os.PathLike[str], card: str, dtype: torch
         (draft / "README.md").write_text(card, encoding="utf-8")
         tensors = {name: stored(tensor) for name, tensor in model.state_dict().items()}
         save_torch_state_dict(tensors, draft, max_shard_size=SHARD)
+        for file in beside:
+            shutil.copyfile(file, draft / file.name)
 
 
-def load(folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> MMRWKV7:
-    """Read a native checkpoint onto the CPU, in `dtype` but for the decay's offsets. A ValueError lists what does not
-    fit."""
-    folder = Path(folder)
-    config = MMConfig.load(folder / "config.json")
+def load(path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> MMRWKV7:
+    """Read a checkpoint of any known format onto the CPU, in `dtype` but for the decay's offsets. A ValueError lists
+    what does not fit."""
+    return build(open_checkpoint(Path(path)), dtype)
+
+
+def build(opened: Checkpoint, dtype: torch.dtype | None) -> MMRWKV7:
+    """The model of an opened checkpoint, on the CPU, in `dtype` or, with None, in the types that it is stored in.
+    Tensors that need no cast stay memory-mapped."""
     with torch.device("meta"):
-        model = MMRWKV7(config)
-    tensors = {name: cast_weight(name, tensor, dtype) for name, tensor in read_tensors(folder)}
-    load_strictly(model, tensors, folder)
+        model = MMRWKV7(opened.config)
+    load_strictly(model, opened.tensors, opened.path, dtype, spell=opened.spell)
     return model.eval()
 
 

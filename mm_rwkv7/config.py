@@ -11,7 +11,7 @@ from encoders.build import TowerConfig
 from encoders.tiling import Tiling
 from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
-from mm_rwkv7.tokenizer import IMAGE_TOKEN, WORLD_SIZE
+from mm_rwkv7.tokenizer import IMAGE_TOKEN, TOKENIZERS
 from mm_rwkv7.typed import build
 
 FORMAT = "mm-rwkv7/1"
@@ -38,10 +38,11 @@ class PromptTemplate:
 class MMConfig:
     """The composition: a language model, at most one tower with its projector, the vocabulary and the prompt.
 
-    `vocabulary` lists the World ids that a trimmed model keeps, in the order of its embedding rows; None is the
-    whole World vocabulary. `max_new_tokens` bounds an answer unless the caller says otherwise. `pool` is the grid
-    (rows, columns) to which the tower's is averaged before the projector; `tiling` cuts large pictures, and each tile
-    then takes as many tokens as a picture.
+    `tokenizer` is "world", "pile" (the 20B tokenizer of models trained on the Pile) or None for a model whose rows
+    belong to neither: it reads ids only. `vocabulary` lists the World ids that a trimmed model keeps, in the order of
+    its embedding rows; None is the whole vocabulary. `max_new_tokens` bounds an answer unless the caller says
+    otherwise. `pool` is the grid (rows, columns) to which the tower's is averaged before the projector; `tiling` cuts
+    large pictures, and each tile then takes as many tokens as a picture.
     """
 
     lm: RWKV7Config
@@ -52,6 +53,7 @@ class MMConfig:
     max_new_tokens: int = 256
     pool: tuple[int, int] | None = None
     tiling: Tiling | None = None
+    tokenizer: str | None = "world"
 
     def __post_init__(self) -> None:
         if (self.tower is None) != (self.projector is None):
@@ -60,18 +62,25 @@ class MMConfig:
             raise ValueError("without a tower there is nothing to pool or to cut into tiles")
         if self.pool is not None and (len(self.pool) != 2 or min(self.pool) < 1):
             raise ValueError(f"pool is {self.pool}, expected rows and columns")
-        if self.vocabulary is None and self.lm.vocab_size != WORLD_SIZE:
-            raise ValueError(
-                f"without a vocabulary the language model needs {WORLD_SIZE} rows, not {self.lm.vocab_size}"
-            )
+        if self.tokenizer not in (None, *TOKENIZERS):
+            raise ValueError(f"tokenizer is {self.tokenizer!r}, expected one of {sorted(TOKENIZERS)} or none")
+        if self.tokenizer != "world" and (self.tower is not None or self.vocabulary is not None):
+            raise ValueError(f"a tower and a list of World ids need the World tokenizer, not {self.tokenizer!r}")
         if self.vocabulary is not None and len(self.vocabulary) != self.lm.vocab_size:
             raise ValueError(
                 f"the vocabulary lists {len(self.vocabulary)} ids, the language model has {self.lm.vocab_size} rows"
             )
+        if self.vocabulary is None and self.tokenizer and self.lm.vocab_size not in TOKENIZERS[self.tokenizer]:
+            raise ValueError(
+                f"the {self.tokenizer} tokenizer needs {TOKENIZERS[self.tokenizer]} rows "
+                f"without a vocabulary, the language model has {self.lm.vocab_size}"
+            )
 
     @cached_property
     def image_id(self) -> int:
-        """The model's id of the image placeholder."""
+        """The model's id of the image placeholder, -1 for a model without one."""
+        if self.tokenizer != "world":
+            return -1
         return IMAGE_TOKEN if self.vocabulary is None else self.vocabulary.index(IMAGE_TOKEN)
 
     def to_json(self) -> str:

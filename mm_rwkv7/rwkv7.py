@@ -3,10 +3,9 @@
 Letters: B batch, T time, D width, H heads, N head size (D = H * N), V vocabulary.
 """
 
-import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -14,10 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mm_rwkv7.interop.files import read
+from mm_rwkv7.interop.language import language_model
+from mm_rwkv7.interop.sizes import sizes
 from mm_rwkv7.ops import wkv7
 from mm_rwkv7.state import LayerState, State
 from mm_rwkv7.typed import build
-from mm_rwkv7.weights import cast_weight, choose_device, choose_dtype, load_strictly, locate, read_tensors
+from mm_rwkv7.weights import choose_device, choose_dtype, load_strictly, locate
 
 DECAY_FLOOR = -math.exp(-0.5)  # the strongest log-decay that the sigmoid can reach
 
@@ -48,6 +50,14 @@ class RWKV7Config:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.width % self.head_size:
             raise ValueError(f"width {self.width} is not a multiple of head_size {self.head_size}")
+
+    @classmethod
+    def of(
+        cls, shapes: Mapping[str, Sequence[int]], source: object = "the model", spell: Callable[[str], str] = str
+    ) -> "RWKV7Config":
+        """The sizes of a model whose parameters have these shapes. A ValueError lists what tells a size and is missing
+        everywhere, as `spell` names it."""
+        return cls(**sizes(shapes, source, spell))
 
     @property
     def heads(self) -> int:
@@ -217,18 +227,20 @@ class RWKV7(nn.Module):
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], device: str = "auto", dtype: str = "auto") -> "RWKV7":
-        """The language model of a native checkpoint: "nano", "hf:owner/repo" or a folder."""
-        folder = locate(model)
+        """The language model of any recognised checkpoint (native, BlinkDL, flash-linear-attention, rwkv.cpp), alone
+        or inside a model that sees: "nano", "hf:owner/repo", "hf:owner/repo/file", a folder or a file."""
+        path = locate(model)
         where = choose_device(device)
         number = choose_dtype(dtype, where)
-        config_file = folder / "config.json"
-        fields = json.loads(config_file.read_text(encoding="utf-8"))
-        if "lm" not in fields:
-            raise ValueError(f"{config_file} has no language model (no field 'lm')")
+        stored = read(path)
+        found = language_model(stored)
+        if stored.is_native:
+            config = build(RWKV7Config, stored.config.get("lm"), f"{path}: lm")
+        else:
+            config = RWKV7Config.of({name: t.shape for name, t in found.tensors.items()}, path, found.spell)
         with torch.device("meta"):
-            lm = cls(build(RWKV7Config, fields["lm"], "lm"))
-        tensors = {name: cast_weight(name, t, number).to(where) for name, t in read_tensors(folder, "lm.")}
-        load_strictly(lm, tensors, folder)
+            lm = cls(config)
+        load_strictly(lm, found.tensors, path, number, where, found.spell)
         return lm.eval()
 
     def forward(
@@ -293,11 +305,12 @@ def initialise(model: RWKV7) -> None:
     nn.init.uniform_(model.emb.weight, -1e-4, 1e-4)
     nn.init.orthogonal_(model.head.weight, gain=0.5 * math.sqrt(max(1.0, config.vocab_size / config.width)))
     for layer, block in enumerate(cast("Iterable[Block]", model.blocks)):
-        _initialise_block(block, config, layer)
+        initialise_block(block, config, layer)
 
 
 @torch.no_grad()
-def _initialise_block(block: Block, config: RWKV7Config, layer: int) -> None:
+def initialise_block(block: Block, config: RWKV7Config, layer: int) -> None:
+    """Set the parameters of one block, but for its norms' ones and zeros, to the reference trainer's start."""
     D, N = config.width, config.head_size
     depth = layer / max(1, config.layers - 1)  # 0 at the first layer, 1 at the last
     height = 1 - layer / config.layers  # 1 at the first layer, almost 0 at the last
