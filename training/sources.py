@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,22 +50,30 @@ class Source(Protocol):
 
 
 class Scenes:
-    """Generated scenes: even seeds to train on, odd seeds kept out. Labelled by the background's colour."""
+    """Generated scenes: even seeds to train on, odd seeds kept out. Labelled by the background's colour.
+
+    With `most`, scenes of so few objects, only to train on: they teach what questions mean, which is hard to find out
+    among many.
+    """
 
     labels: Sequence[str] = scenes.COLOURS
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, size: int, most: int | None = None) -> None:
         self.size = size
+        self.most = most
 
     def texts(self) -> list[str]:
         samples = (self._sample(seed) for seed in range(0, 6000, 2))
         return [text for s in samples for text in (s.caption, *(part for pair in s.qa for part in pair))]
 
     def train(self, rng: random.Random) -> Sample:
-        return self._sample(2 * rng.getrandbits(30))
+        seed = 2 * rng.getrandbits(30)
+        while self.most is not None and scenes.count_objects(seed) > self.most:
+            seed = 2 * rng.getrandbits(30)
+        return self._sample(seed)
 
     def held_out(self, limit: int) -> list[Sample]:
-        return [self._sample(2 * i + 1, scale=2) for i in range(limit)]
+        return [] if self.most else [self._sample(2 * i + 1, scale=2) for i in range(limit)]
 
     def _sample(self, seed: int, scale: int = 1) -> Sample:
         scene = scenes.sample(seed, scale * self.size)
@@ -244,6 +253,8 @@ def random_crop(image: Image.Image, rng: random.Random, size: int, smallest: flo
 
 SOURCES: dict[str, Callable[[Path, int], Source]] = {
     "scenes": Scenes,
+    "scenes_of_2": partial(Scenes, most=2),
+    "scenes_of_4": partial(Scenes, most=4),
     "emoji": Emoji,
     "flowers": Flowers,
     "easy_vqa": EasyVQA,

@@ -41,6 +41,13 @@ def test_a_scene_becomes_a_sample() -> None:
     assert sample.label in Scenes.labels
 
 
+@pytest.mark.parametrize(("name", "most"), [("scenes_of_2", 2), ("scenes_of_4", 4)])
+def test_scenes_of_few_objects_are_for_training_only(name: str, most: int) -> None:
+    source, rng = SOURCES[name](Path(), SIZE), random.Random(0)
+    assert {len(source.train(rng).objects) for _ in range(30)} == set(range(1, most + 1))
+    assert source.held_out(5) == []
+
+
 def assert_usable(samples: list[Sample]) -> None:
     for sample in samples:
         assert sample.image.mode == "RGB"
