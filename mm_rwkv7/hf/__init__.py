@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mm_rwkv7.hf.cache import RecurrentCache
     from mm_rwkv7.hf.configuration import MMRWKV7Config
     from mm_rwkv7.hf.export import export
+    from mm_rwkv7.hf.image_processing import MMRWKV7ImageProcessor
     from mm_rwkv7.hf.modeling import MMRWKV7ForConditionalGeneration
     from mm_rwkv7.hf.processing import MMRWKV7Processor
     from mm_rwkv7.hf.tokenization import MMRWKV7Tokenizer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MMRWKV7Config",
     "MMRWKV7ForConditionalGeneration",
+    "MMRWKV7ImageProcessor",
     "MMRWKV7Processor",
     "MMRWKV7Tokenizer",
     "RecurrentCache",
@@ -28,6 +30,7 @@ __all__ = [
 _HOME = {
     "MMRWKV7Config": "configuration",
     "MMRWKV7ForConditionalGeneration": "modeling",
+    "MMRWKV7ImageProcessor": "image_processing",
     "MMRWKV7Processor": "processing",
     "MMRWKV7Tokenizer": "tokenization",
     "RecurrentCache": "cache",
@@ -36,10 +39,11 @@ _HOME = {
 
 
 def register() -> None:
-    """Teach AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer and AutoProcessor our
-    classes. Calling it again changes nothing."""
+    """Teach transformers' Auto classes for configs, causal language models, image-text-to-text models, tokenizers,
+    image processors and processors ours. Calling it again changes nothing."""
     from transformers import (
         AutoConfig,
+        AutoImageProcessor,
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoProcessor,
@@ -47,6 +51,7 @@ def register() -> None:
     )
 
     from mm_rwkv7.hf.configuration import MMRWKV7Config
+    from mm_rwkv7.hf.image_processing import MMRWKV7ImageProcessor
     from mm_rwkv7.hf.modeling import MMRWKV7ForConditionalGeneration
     from mm_rwkv7.hf.processing import MMRWKV7Processor
     from mm_rwkv7.hf.tokenization import MMRWKV7Tokenizer
@@ -55,6 +60,7 @@ def register() -> None:
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
         auto.register(MMRWKV7Config, MMRWKV7ForConditionalGeneration, exist_ok=True)
     AutoTokenizer.register(MMRWKV7Config, tokenizer_class=MMRWKV7Tokenizer, exist_ok=True)
+    AutoImageProcessor.register(MMRWKV7Config, image_processor_classes={"pil": MMRWKV7ImageProcessor}, exist_ok=True)
     AutoProcessor.register(MMRWKV7Config, MMRWKV7Processor, exist_ok=True)
 
 

@@ -82,4 +82,6 @@ def _check_seam(left: str, right: str, tokenizer: MMRWKV7Tokenizer) -> None:
     seam = left.encode()[-1:] + right.encode()[:1]
     native = tokenizer.native
     if len(seam) < 2 or any(seam in native.token_bytes(token) for token in range(native.size)):
-        raise ValueError(f"the prompt template has {left!r} before {right!r}: a token may lie across, no jinja can cut it")
+        raise ValueError(
+            f"the prompt template has {left!r} before {right!r}: a token may lie across, no jinja can cut it"
+        )

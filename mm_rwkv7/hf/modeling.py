@@ -1,15 +1,18 @@
-"""MMRWKV7 as a transformers model: forward, generate, save, load. All computing is the core's.
+"""MMRWKV7 as a transformers model: forward, save and load. All computing is the core's.
 
 Letters: B batch, T time, I pictures, S side of a prepared picture, D width, V vocabulary, K logits kept.
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from torch.utils.checkpoint import checkpoint as recompute
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -17,25 +20,25 @@ from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.hf.cache import RecurrentCache
 from mm_rwkv7.hf.configuration import MMRWKV7Config
+from mm_rwkv7.hf.generation import PictureGenerationMixin, generation_config
 from mm_rwkv7.hf.remote import Remote, add_code
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.rwkv7 import RWKV7, initialise
-from mm_rwkv7.tokenizer import Tokenizer
 from mm_rwkv7.weights import cast_weight, locate
 
 
-class MMRWKV7ForConditionalGeneration(Remote, PreTrainedModel, GenerationMixin):
+class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrainedModel):
     """`model` is the core, an `MMRWKV7`, with or without a tower; its state travels in a `RecurrentCache`."""
 
     config_class = MMRWKV7Config
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    _is_stateful = True  # transformers then refuses assisted decoding, which would have to take tokens back
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: MMRWKV7Config, core: MMRWKV7 | None = None) -> None:
         super().__init__(config)
         self.model = _build(config.core) if core is None else core
-        self.generation_config = _generation_config(config.core)
+        self.generation_config = generation_config(config.core)
         self.post_init()
 
     @classmethod
@@ -54,17 +57,18 @@ class MMRWKV7ForConditionalGeneration(Remote, PreTrainedModel, GenerationMixin):
         return cls.from_core(checkpoint.load(locate(model), dtype))
 
     def to_native(self, folder: str | os.PathLike[str], card: str) -> None:
-        """Write the core as a native checkpoint with this model card; merge adapters before."""
+        """Write the core as a native checkpoint with this model card. Adapters must be merged before."""
         checkpoint.save(self.model, folder, card)
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As transformers does it, but strictly: a ValueError lists what is missing, unexpected or misshapen."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        problems = {name: sorted(map(str, info[f"{name}_keys"])) for name in ("missing", "unexpected", "mismatched")}
-        if any(problems.values()):
-            listed = "; ".join(f"{name} {', '.join(keys)}" for name, keys in problems.items() if keys)
-            raise ValueError(f"{model.name_or_path or args[0]} does not fit its config: {listed}")
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        wrong = {problem: sorted(map(str, info[f"{problem}_keys"])) for problem in ("missing", "unexpected")}
+        if any(wrong.values()):
+            listed = "; ".join(f"{problem} {', '.join(keys)}" for problem, keys in wrong.items() if keys)
+            raise ValueError(f"{model.name_or_path} does not fit its config: {listed}")
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -83,6 +87,18 @@ class MMRWKV7ForConditionalGeneration(Remote, PreTrainedModel, GenerationMixin):
         super()._move_missing_keys_from_meta_to_device(*args, **kwargs)
         for name, buffer in built.items():
             self.get_buffer(name).copy_(buffer)
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = recompute,
+        every_n_layers: int = 1,
+    ) -> None:
+        self.gradient_checkpointing = enable
+        for number, block in enumerate(self.model.lm.blocks):
+            plain = partial(type(block).forward, block)
+            recomputed = enable and number % every_n_layers == 0
+            block.forward = partial(gradient_checkpointing_func, plain) if recomputed else plain
 
     def train(self, mode: bool = True) -> "MMRWKV7ForConditionalGeneration":
         """The tower stays as in evaluation: it is frozen, its running statistics too."""
@@ -114,64 +130,32 @@ class MMRWKV7ForConditionalGeneration(Remote, PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
-        """input_ids (B, T), or inputs_embeds (B, T, D); attention_mask (B, T or more), 0 where padded, its last T
-        count; pixel_values (I, 3, S, S) uint8 of the placeholders' pictures in order; labels (B, T), -100 where
+        """input_ids (B, T), or inputs_embeds (B, T, D); attention_mask (B, T or more), 0 where padded, of which the
+        last T count; pixel_values (I, 3, S, S) uint8 of the placeholders' pictures in order; labels (B, T), -100 where
         nothing is to be learned -> loss, logits (B, T, V) or (B, K, V) fp32, past_key_values.
 
-        A cache that was given is advanced. `use_cache` is taken for granted outside training.
+        A cache that was given is advanced. Without `use_cache` one is made outside training.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("expected either input_ids or inputs_embeds, got both or neither")
-        if past_key_values is not None and not isinstance(past_key_values, RecurrentCache):
-            raise ValueError(f"past_key_values is a {type(past_key_values).__name__}, expected a RecurrentCache")
-        if inputs_embeds is None:
+        if input_ids is not None and inputs_embeds is None:
             features = None if pixel_values is None else self.model.encode(pixel_values)
             inputs_embeds = self.model.embed(input_ids, features)
+        elif inputs_embeds is None or input_ids is not None:
+            raise ValueError("expected either input_ids or inputs_embeds, got both or neither")
         elif pixel_values is not None:
             raise ValueError("pixel_values need input_ids, whose placeholders they replace")
-        if past_key_values is None and (use_cache if use_cache is not None else not self.training):
+        if past_key_values is None and (not self.training if use_cache is None else use_cache):
             past_key_values = RecurrentCache()
         state = None if past_key_values is None else past_key_values.state
-        hidden, state = self.model.lm.hidden(inputs_embeds, state, _core_mask(attention_mask, inputs_embeds.shape[1]))
+        mask = _core_mask(attention_mask, inputs_embeds.shape[1])
+        hidden, state = self.model.lm.hidden(inputs_embeds, state, mask)
         if past_key_values is not None:
             past_key_values.state = state
         logits = self.model.lm.head(hidden[:, -logits_to_keep:]).float()
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
-        return output if return_dict is not False else output.to_tuple()
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # forward makes the cache
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """As transformers does it, without the pictures whose placeholders the cache has read already."""
-        pixels = kwargs.get("pixel_values")
-        if pixels is not None and next_sequence_length is not None:
-            places = input_ids == self.model.config.image_id
-            number = (places.flatten().cumsum(0) - 1).view_as(places) // self.model.image_tokens
-            unread = number[:, -next_sequence_length:][places[:, -next_sequence_length:]].unique()
-            kwargs["pixel_values"] = pixels[unread] if len(unread) else None
-        return super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs)
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        pixels = kwargs.pop("pixel_values", None)
-        if pixels is not None and input_ids is not None:
-            # Each row's pictures stay together: (a, b) becomes (a, b, a, b), not (a, a, b, b).
-            pictures = (input_ids == self.model.config.image_id).sum(1) // self.model.image_tokens
-            pixels = torch.cat([row.repeat(expand_size, 1, 1, 1) for row in pixels.split(pictures.tolist())])
-        ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return ids, kwargs if pixels is None else {**kwargs, "pixel_values": pixels}
+        return output.to_tuple() if return_dict is False else output
 
 
 def _core_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
@@ -196,13 +180,3 @@ def _build(core: MMConfig) -> MMRWKV7:
     tensors = {name: cast_weight(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     model.load_state_dict(tensors, assign=True)
     return model
-
-
-def _generation_config(core: MMConfig) -> GenerationConfig:
-    """The template's stop texts as end tokens: those whose bytes hold one."""
-    tokenizer = Tokenizer(core.vocabulary)
-    stops = [text.encode() for text in core.template.stop]
-    ends = [i for i in range(tokenizer.size) if any(stop in tokenizer.token_bytes(i) for stop in stops)]
-    return GenerationConfig(
-        eos_token_id=[tokenizer.end_id, *ends], pad_token_id=tokenizer.end_id, max_new_tokens=core.max_new_tokens
-    )
