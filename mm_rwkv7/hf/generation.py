@@ -50,10 +50,13 @@ class PictureGenerationMixin(GenerationMixin):
 
 
 def generation_config(core: MMConfig) -> GenerationConfig:
-    """Answers end as our own do: at the end of text, or at a token whose bytes hold a stop text of the template."""
+    """Answers as our own: without placeholders, until the end of text or a token whose bytes hold a stop text."""
     tokenizer = Tokenizer(core.vocabulary)
     stops = [text.encode() for text in core.template.stop]
     ends = [i for i in range(tokenizer.size) if any(stop in tokenizer.token_bytes(i) for stop in stops)]
     return GenerationConfig(
-        eos_token_id=[tokenizer.end_id, *ends], pad_token_id=tokenizer.end_id, max_new_tokens=core.max_new_tokens
+        eos_token_id=[tokenizer.end_id, *ends],
+        pad_token_id=tokenizer.end_id,
+        suppress_tokens=[tokenizer.image_id, tokenizer.audio_id],
+        max_new_tokens=core.max_new_tokens,
     )

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mm_rwkv7 import checkpoint
@@ -23,7 +22,7 @@ from mm_rwkv7.hf.configuration import MMRWKV7Config
 from mm_rwkv7.hf.generation import PictureGenerationMixin, generation_config
 from mm_rwkv7.hf.remote import Remote, add_code
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.rwkv7 import RWKV7, initialise
+from mm_rwkv7.rwkv7 import initialise
 from mm_rwkv7.weights import cast_weight, locate
 
 
@@ -44,8 +43,7 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
     @classmethod
     def from_core(cls, core: MMRWKV7) -> "MMRWKV7ForConditionalGeneration":
         """Wrap a model; its tensors are shared, not copied."""
-        with no_init_weights():
-            model = cls(MMRWKV7Config.from_core(core.config), core)
+        model = cls(MMRWKV7Config.from_core(core.config), core)
         model.config.dtype = model.dtype
         return model.train(core.training)
 
@@ -77,9 +75,7 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
             add_code(save_directory)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Tower and projector come initialised from their own constructors.
-        if isinstance(module, RWKV7):
-            initialise(module)
+        """Nothing: transformers goes module by module, the reference trainer's start is the whole model's."""
 
     def _move_missing_keys_from_meta_to_device(self, *args: Any, **kwargs: Any) -> None:
         # Transformers empties the buffers that no checkpoint holds; a tower is built with their values.
@@ -145,6 +141,8 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
             raise ValueError("pixel_values need input_ids, whose placeholders they replace")
         if past_key_values is None and (not self.training if use_cache is None else use_cache):
             past_key_values = RecurrentCache()
+        if past_key_values is not None and not isinstance(past_key_values, RecurrentCache):
+            raise ValueError(f"past_key_values is a {type(past_key_values).__name__}, expected a RecurrentCache")
         state = None if past_key_values is None else past_key_values.state
         mask = _core_mask(attention_mask, inputs_embeds.shape[1])
         hidden, state = self.model.lm.hidden(inputs_embeds, state, mask)
@@ -169,14 +167,16 @@ def _core_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
 
 
 def _build(core: MMConfig) -> MMRWKV7:
-    """The model in the default dtype, which transformers sets to the wanted one. As in `checkpoint.load`, the decay's
-    offsets and the buffers that no checkpoint holds stay in fp32."""
+    """A fresh model in the default dtype, which transformers sets to the wanted one. As in `checkpoint.load`, the
+    decay's offsets and the buffers that no checkpoint holds stay in fp32."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
         model = MMRWKV7(core)
     finally:
         torch.set_default_dtype(dtype)
+    if not model.lm.emb.weight.is_meta:
+        initialise(model.lm)
     tensors = {name: cast_weight(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     model.load_state_dict(tensors, assign=True)
     return model
