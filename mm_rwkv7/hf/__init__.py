@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mm_rwkv7.hf.cache import RecurrentCache
     from mm_rwkv7.hf.configuration import MMRWKV7Config
-    from mm_rwkv7.hf.export import export
+    from mm_rwkv7.hf.folder import export
     from mm_rwkv7.hf.image_processing import MMRWKV7ImageProcessor
     from mm_rwkv7.hf.modeling import MMRWKV7ForConditionalGeneration
     from mm_rwkv7.hf.processing import MMRWKV7Processor
@@ -34,7 +34,7 @@ _HOME = {
     "MMRWKV7Processor": "processing",
     "MMRWKV7Tokenizer": "tokenization",
     "RecurrentCache": "cache",
-    "export": "export",
+    "export": "folder",
 }
 
 

@@ -49,5 +49,3 @@ def inputs(hf_processor: MMRWKV7Processor, pictures: list[Image.Image]) -> Calla
         )
 
     return prepare
-
-
