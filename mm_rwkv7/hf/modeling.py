@@ -54,9 +54,10 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
         """Load a native checkpoint: "nano", "hf:owner/repo" or a folder."""
         return cls.from_core(checkpoint.load(locate(model), dtype))
 
-    def to_native(self, folder: str | os.PathLike[str], card: str) -> None:
-        """Write the core as a native checkpoint with this model card. Adapters must be merged before."""
-        checkpoint.save(self.model, folder, card)
+    def to_native(self, folder: str | os.PathLike[str], card: str, dtype: torch.dtype | None = None) -> None:
+        """Write the core as a native checkpoint with this model card; with `dtype`, matrices are stored in it.
+        Adapters must be merged before."""
+        checkpoint.save(self.model, folder, card, dtype)
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:

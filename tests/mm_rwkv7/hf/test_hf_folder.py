@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from mm_rwkv7.config import MMConfig
 from mm_rwkv7.hf import MMRWKV7ForConditionalGeneration, MMRWKV7Processor, export, register
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
+from mm_rwkv7.weights import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[3]
 PICTURES = [str(ROOT / "app" / "examples" / f"scene-{number}.png") for number in (19, 23)]
@@ -99,6 +102,16 @@ def test_the_auto_classes_know_ours_once_registered(folder: Path, nano: Pipeline
     processor = AutoProcessor.from_pretrained(folder)
     assert type(processor) is MMRWKV7Processor
     assert AutoImageProcessor.from_pretrained(folder).to_dict() == processor.image_processor.to_dict()
+
+
+def test_the_bundled_model_comes_back_as_it_is(folder: Path, tmp_path: Path) -> None:
+    MMRWKV7ForConditionalGeneration.from_pretrained(folder).to_native(tmp_path / "nano", "# nano\n", torch.float16)
+    assert MMConfig.load(tmp_path / "nano" / "config.json") == MMConfig.load(BUNDLED["nano"] / "config.json")
+    found, expected = (load_file(home / "model.safetensors") for home in (tmp_path / "nano", BUNDLED["nano"]))
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype, name
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_export_stores_the_weights_once(folder: Path) -> None:
