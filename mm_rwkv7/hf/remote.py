@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-_FILE = Path(__file__).with_name("remote_code.py")
+_FILE = Path(__file__).resolve().parent / "remote_code.py"
 
 
 def reference(name: str) -> str:

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -8,8 +7,6 @@ from torch import Tensor
 
 from mm_rwkv7.hf import MMRWKV7ForConditionalGeneration, MMRWKV7Processor
 from mm_rwkv7.model import MMRWKV7
-
-Conversation = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
