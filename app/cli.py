@@ -264,7 +264,9 @@ def inspect(
 def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help="A checkpoint's file or folder, nano, or hf:...")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; a .pth file for blinkdl.")],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="native or blinkdl (the language model).")] = "native",
+    to: Annotated[
+        str, typer.Option(metavar="FORMAT", help="native, hf (transformers) or blinkdl (LM alone).")
+    ] = "native",
     warm_start: Annotated[bool, typer.Option("--warm-start", help="Begin an RWKV-7 from an RWKV-6.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,

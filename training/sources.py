@@ -9,7 +9,6 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -253,8 +252,8 @@ def random_crop(image: Image.Image, rng: random.Random, size: int, smallest: flo
 
 SOURCES: dict[str, Callable[[Path, int], Source]] = {
     "scenes": Scenes,
-    "scenes_of_2": partial(Scenes, most=2),
-    "scenes_of_4": partial(Scenes, most=4),
+    "scenes_of_2": lambda folder, size: Scenes(folder, size, most=2),
+    "scenes_of_4": lambda folder, size: Scenes(folder, size, most=4),
     "emoji": Emoji,
     "flowers": Flowers,
     "easy_vqa": EasyVQA,

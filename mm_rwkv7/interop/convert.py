@@ -1,4 +1,5 @@
-"""From a checkpoint of any known format to our folder, or its language model to a file under BlinkDL's names."""
+"""From a checkpoint of any known format to our folder, to one for transformers, or its language model to a file under
+BlinkDL's names."""
 
 import os
 import tempfile
@@ -95,10 +96,20 @@ def _write_blinkdl(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> 
     return model.lm
 
 
+def _write_hf(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> nn.Module:
+    from mm_rwkv7.hf.folder import export
+
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out} exists: remove it or name another place")
+    export(model, out, card)
+    return model
+
+
 # What `--to` may name; each writes the model and returns what of it was written.
 WRITERS: dict[str, Callable[[MMRWKV7, Checkpoint, Path, str], nn.Module]] = {
     "native": _write_native,
     "blinkdl": _write_blinkdl,
+    "hf": _write_hf,
 }
 
 

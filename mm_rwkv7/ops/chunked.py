@@ -108,8 +108,8 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
-        *inputs, state = ctx.saved_tensors[:7]
-        states = ctx.saved_tensors[7:]
+        saved = ctx.saved_tensors  # read once: a recomputed block gives them only once
+        (*inputs, state), states = saved[:7], saved[7:]
         with torch.autocast(inputs[0].device.type, enabled=False):
             return _backward(tuple(inputs), state, list(states), d_y, d_final, ctx.needs_input_grad[0])
 

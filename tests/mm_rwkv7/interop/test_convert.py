@@ -85,8 +85,17 @@ def test_only_our_own_folders_are_replaced(blinkdl_file: Path, tmp_path: Path) -
     (tmp_path / "x.pth").touch()
     with pytest.raises(ValueError, match=r"x\.pth exists"):
         convert(blinkdl_file, tmp_path / "x.pth", to="blinkdl")
-    with pytest.raises(ValueError, match="expected one of native, blinkdl"):
+    with pytest.raises(ValueError, match="out exists"):
+        convert(blinkdl_file, out, to="hf")
+    with pytest.raises(ValueError, match="expected one of native, blinkdl, hf"):
         convert(blinkdl_file, tmp_path / "y", to="onnx")
+
+
+def test_a_folder_for_transformers_comes_back_bit_for_bit(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    convert(tiny_checkpoint, tmp_path / "hf", to="hf")
+    assert convert(tmp_path / "hf", tmp_path / "back").format == "mm-rwkv7 (transformers)"
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "back" / name).read_bytes() == (tiny_checkpoint / name).read_bytes()
 
 
 @pytest.mark.parametrize("to", ["native", "blinkdl"])

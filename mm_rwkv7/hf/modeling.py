@@ -1,0 +1,183 @@
+"""MMRWKV7 as a transformers model: forward, save and load. All computing is the core's.
+
+Letters: B batch, T time, I pictures, S side of a prepared picture, D width, V vocabulary, K logits kept.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from mm_rwkv7 import checkpoint
+from mm_rwkv7.config import MMConfig
+from mm_rwkv7.hf.cache import RecurrentCache
+from mm_rwkv7.hf.configuration import MMRWKV7Config
+from mm_rwkv7.hf.generation import PictureGenerationMixin, generation_config
+from mm_rwkv7.hf.remote import Remote, add_code
+from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.rwkv7 import initialise
+from mm_rwkv7.weights import cast_weight, locate
+
+
+class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrainedModel):
+    """`model` is the core, an `MMRWKV7`, with or without a tower; its state travels in a `RecurrentCache`."""
+
+    config_class = MMRWKV7Config
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: MMRWKV7Config, core: MMRWKV7 | None = None) -> None:
+        super().__init__(config)
+        self.model = _build(config.core) if core is None else core
+        self.generation_config = generation_config(config.core)
+        self.post_init()
+
+    @classmethod
+    def from_core(cls, core: MMRWKV7) -> "MMRWKV7ForConditionalGeneration":
+        """Wrap a model; its tensors are shared, not copied."""
+        model = cls(MMRWKV7Config.from_core(core.config), core)
+        model.config.dtype = model.dtype
+        return model.train(core.training)
+
+    @classmethod
+    def from_native(
+        cls, model: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+    ) -> "MMRWKV7ForConditionalGeneration":
+        """Load a native checkpoint: "nano", "hf:owner/repo" or a folder."""
+        return cls.from_core(checkpoint.load(locate(model), dtype))
+
+    def to_native(self, folder: str | os.PathLike[str], card: str, dtype: torch.dtype | None = None) -> None:
+        """Write the core as a native checkpoint with this model card; with `dtype`, matrices are stored in it.
+        Adapters must be merged before."""
+        checkpoint.save(self.model, folder, card, dtype)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As transformers does it, but strictly: a ValueError lists what is missing, unexpected or misshapen."""
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        wrong = {problem: sorted(map(str, info[f"{problem}_keys"])) for problem in ("missing", "unexpected")}
+        if any(wrong.values()):
+            listed = "; ".join(f"{problem} {', '.join(keys)}" for problem, keys in wrong.items() if keys)
+            raise ValueError(f"{model.name_or_path} does not fit its config: {listed}")
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if Path(save_directory).is_dir():
+            add_code(save_directory)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: transformers goes module by module, the reference trainer's start is the whole model's."""
+
+    def _move_missing_keys_from_meta_to_device(self, *args: Any, **kwargs: Any) -> None:
+        # Transformers empties the buffers that no checkpoint holds; a tower is built with their values.
+        built = {name: buffer for name, buffer in self.named_non_persistent_buffers() if not buffer.is_meta}
+        super()._move_missing_keys_from_meta_to_device(*args, **kwargs)
+        for name, buffer in built.items():
+            self.get_buffer(name).copy_(buffer)
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = recompute,
+        every_n_layers: int = 1,
+    ) -> None:
+        self.gradient_checkpointing = enable
+        for number, block in enumerate(self.model.lm.blocks):
+            plain = partial(type(block).forward, block)
+            recomputed = enable and number % every_n_layers == 0
+            block.forward = partial(gradient_checkpointing_func, plain) if recomputed else plain
+
+    def train(self, mode: bool = True) -> "MMRWKV7ForConditionalGeneration":
+        """The tower stays as in evaluation: it is frozen, its running statistics too."""
+        super().train(mode)
+        if self.model.tower is not None:
+            self.model.tower.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.lm.emb
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.lm.head
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Refused: the rows are those of the World vocabulary, or of the config's choice from it."""
+        raise ValueError("the vocabulary is fixed: its rows are World ids, which cannot be added to")
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        past_key_values: RecurrentCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
+        """input_ids (B, T), or inputs_embeds (B, T, D); attention_mask (B, T or more), 0 where padded, of which the
+        last T count; pixel_values (I, 3, S, S) uint8 of the placeholders' pictures in order; labels (B, T), -100 where
+        nothing is to be learned -> loss, logits (B, T, V) or (B, K, V) fp32, past_key_values.
+
+        A cache that was given is advanced. Without `use_cache` one is made outside training.
+        """
+        if input_ids is not None and inputs_embeds is None:
+            features = None if pixel_values is None else self.model.encode(pixel_values)
+            inputs_embeds = self.model.embed(input_ids, features)
+        elif inputs_embeds is None or input_ids is not None:
+            raise ValueError("expected either input_ids or inputs_embeds, got both or neither")
+        elif pixel_values is not None:
+            raise ValueError("pixel_values need input_ids, whose placeholders they replace")
+        if past_key_values is None and (not self.training if use_cache is None else use_cache):
+            past_key_values = RecurrentCache()
+        if past_key_values is not None and not isinstance(past_key_values, RecurrentCache):
+            raise ValueError(f"past_key_values is a {type(past_key_values).__name__}, expected a RecurrentCache")
+        state = None if past_key_values is None else past_key_values.state
+        mask = _core_mask(attention_mask, inputs_embeds.shape[1])
+        hidden, state = self.model.lm.hidden(inputs_embeds, state, mask)
+        if past_key_values is not None:
+            past_key_values.state = state
+        logits = self.model.lm.head(hidden[:, -logits_to_keep:]).float()
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return output.to_tuple() if return_dict is False else output
+
+
+def _core_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
+    """The core's mask (B, T) of the last `length` steps; None where nothing is padded."""
+    if attention_mask is None:
+        return None
+    if attention_mask.ndim != 2 or attention_mask.shape[1] < length:
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, expected (B, {length} or more)")
+    mask = attention_mask[:, -length:].bool()
+    return None if mask.all() else mask
+
+
+def _build(core: MMConfig) -> MMRWKV7:
+    """A fresh model in the default dtype, which transformers sets to the wanted one. As in `checkpoint.load`, the
+    decay's offsets and the buffers that no checkpoint holds stay in fp32."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        model = MMRWKV7(core)
+    finally:
+        torch.set_default_dtype(dtype)
+    if not model.lm.emb.weight.is_meta:
+        initialise(model.lm)
+    tensors = {name: cast_weight(name, tensor, dtype) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(tensors, assign=True)
+    return model

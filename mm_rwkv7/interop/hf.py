@@ -1,0 +1,22 @@
+"""A folder that `mm_rwkv7.hf` wrote for transformers: our config under `native`, our tensors behind `model.`."""
+
+from mm_rwkv7.config import MMConfig
+from mm_rwkv7.interop.files import Stored
+from mm_rwkv7.interop.format import Checkpoint
+from mm_rwkv7.typed import build
+
+MODEL_TYPE = "mm_rwkv7"
+PREFIX = "model."
+
+
+def recognises(stored: Stored) -> bool:
+    return stored.config.get("model_type") == MODEL_TYPE
+
+
+def open_stored(stored: Stored) -> Checkpoint:
+    try:
+        config = build(MMConfig, stored.config.get("native"), "native")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{stored.path}: {error}") from error
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in stored.tensors.items()}
+    return Checkpoint("mm-rwkv7 (transformers)", config, tensors, stored.path, PREFIX.__add__)
