@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from mm_rwkv7.config import MMConfig
+from mm_rwkv7.interop.format import Checkpoint
+from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.weights import cast_weight, load_strictly, read_tensors, replacing
+from mm_rwkv7.weights import load_strictly, replacing
 
 SHARD = 5 * 10**9  # bytes; larger models are split, with an index
 
@@ -34,15 +36,17 @@ def save(model: MMRWKV7, folder: str | os.PathLike[str], card: str, dtype: torch
         save_torch_state_dict(tensors, draft, max_shard_size=SHARD)
 
 
-def load(folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> MMRWKV7:
-    """Read a native checkpoint onto the CPU, in `dtype` but for the decay's offsets. A ValueError lists what does not
-    fit."""
-    folder = Path(folder)
-    config = MMConfig.load(folder / "config.json")
+def load(path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> MMRWKV7:
+    """Read a checkpoint of any known format onto the CPU, in `dtype` but for the decay's offsets. A ValueError lists
+    what does not fit."""
+    return build(open_checkpoint(Path(path)), dtype)
+
+
+def build(opened: Checkpoint, dtype: torch.dtype = torch.float32) -> MMRWKV7:
+    """The model of an opened checkpoint, on the CPU. Tensors that are stored in `dtype` stay memory-mapped."""
     with torch.device("meta"):
-        model = MMRWKV7(config)
-    tensors = {name: cast_weight(name, tensor, dtype) for name, tensor in read_tensors(folder)}
-    load_strictly(model, tensors, folder)
+        model = MMRWKV7(opened.config)
+    load_strictly(model, opened.tensors, opened.path, dtype, spell=opened.spell)
     return model.eval()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from encoders.timm_tower import TimmTowerConfig
 from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
-from mm_rwkv7.tokenizer import IMAGE_TOKEN, WORLD_SIZE
+from mm_rwkv7.tokenizer import IMAGE_TOKEN, TOKENIZERS
 from mm_rwkv7.typed import build
 
 FORMAT = "mm-rwkv7/1"
@@ -37,8 +37,10 @@ class PromptTemplate:
 class MMConfig:
     """The composition: a language model, at most one tower with its projector, the vocabulary and the prompt.
 
-    `vocabulary` lists the World ids that a trimmed model keeps, in the order of its embedding rows; None is the
-    whole World vocabulary. `max_new_tokens` bounds an answer unless the caller says otherwise.
+    `tokenizer` is "world", "pile" (the 20B tokenizer of models trained on the Pile) or None for a model whose rows
+    belong to neither: it reads ids only. `vocabulary` lists the World ids that a trimmed model keeps, in the order of
+    its embedding rows; None is the whole vocabulary. `max_new_tokens` bounds an answer unless the caller says
+    otherwise.
     """
 
     lm: RWKV7Config
@@ -47,22 +49,30 @@ class MMConfig:
     vocabulary: tuple[int, ...] | None = None
     template: PromptTemplate = field(default_factory=PromptTemplate)
     max_new_tokens: int = 256
+    tokenizer: str | None = "world"
 
     def __post_init__(self) -> None:
         if (self.tower is None) != (self.projector is None):
             raise ValueError("a tower needs a projector and a projector needs a tower")
-        if self.vocabulary is None and self.lm.vocab_size != WORLD_SIZE:
-            raise ValueError(
-                f"without a vocabulary the language model needs {WORLD_SIZE} rows, not {self.lm.vocab_size}"
-            )
+        if self.tokenizer not in (None, *TOKENIZERS):
+            raise ValueError(f"tokenizer is {self.tokenizer!r}, expected one of {sorted(TOKENIZERS)} or none")
+        if self.tokenizer != "world" and (self.tower is not None or self.vocabulary is not None):
+            raise ValueError(f"a tower and a list of World ids need the World tokenizer, not {self.tokenizer!r}")
         if self.vocabulary is not None and len(self.vocabulary) != self.lm.vocab_size:
             raise ValueError(
                 f"the vocabulary lists {len(self.vocabulary)} ids, the language model has {self.lm.vocab_size} rows"
             )
+        if self.vocabulary is None and self.tokenizer and self.lm.vocab_size not in TOKENIZERS[self.tokenizer]:
+            raise ValueError(
+                f"the {self.tokenizer} tokenizer needs {TOKENIZERS[self.tokenizer]} rows "
+                f"without a vocabulary, the language model has {self.lm.vocab_size}"
+            )
 
     @cached_property
     def image_id(self) -> int:
-        """The model's id of the image placeholder."""
+        """The model's id of the image placeholder, -1 for a model without one."""
+        if self.tokenizer != "world":
+            return -1
         return IMAGE_TOKEN if self.vocabulary is None else self.vocabulary.index(IMAGE_TOKEN)
 
     def to_json(self) -> str:

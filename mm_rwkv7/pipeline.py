@@ -13,12 +13,13 @@ from torch import Tensor
 
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.generate import Decoder, prefill
+from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.processor import Message, Processor
 from mm_rwkv7.sampling import Sampler, Sampling
 from mm_rwkv7.state import State
 from mm_rwkv7.tokenizer import Tokenizer
-from mm_rwkv7.weights import choose_device, choose_dtype, locate, read_tensors
+from mm_rwkv7.weights import choose_device, choose_dtype, locate
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ class Pipeline:
     """A model with its tokenizer and processor. States are values: one pipeline serves any number of
     conversations, each of which holds its own state."""
 
-    def __init__(self, model: MMRWKV7, name: str = "model", load_s: float = 0.0, folder: Path | None = None) -> None:
+    def __init__(self, model: MMRWKV7, name: str = "model", load_s: float = 0.0, path: Path | None = None) -> None:
         self.model = model.eval()
-        self.folder = folder  # where the weights came from, None for a model made in memory
+        self.path = path  # where the weights came from, None for a model made in memory
         self.name = name
         self.load_s = load_s
         self.tokenizer = Tokenizer(model.config.vocabulary)
@@ -100,18 +101,20 @@ class Pipeline:
     def from_pretrained(
         cls, model: str | os.PathLike[str] = "nano", device: str = "auto", dtype: str = "auto"
     ) -> "Pipeline":
-        """`model`: "nano" (bundled), "hf:owner/repo" or the folder of a native checkpoint."""
+        """`model`: "nano" (bundled), "hf:owner/repo", "hf:owner/repo/file", or a folder or file of any format that
+        `interop.opening` knows."""
         began = time.perf_counter()
         where = choose_device(device)
-        folder = locate(model)
-        loaded = checkpoint.load(folder, choose_dtype(dtype, where)).to(where)
-        return cls(loaded, os.fspath(model), time.perf_counter() - began, folder)
+        path = locate(model)
+        loaded = checkpoint.load(path, choose_dtype(dtype, where)).to(where)
+        return cls(loaded, os.fspath(model), time.perf_counter() - began, path)
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the config and the weights; states carry it."""
-        tensors = self.model.state_dict().items() if self.folder is None else read_tensors(self.folder)
-        return checkpoint.fingerprint(self.model.config, tensors)
+        if self.path is None:
+            return checkpoint.fingerprint(self.model.config, self.model.state_dict().items())
+        return checkpoint.fingerprint(self.model.config, open_checkpoint(self.path).tensors.items())
 
     @property
     def device(self) -> torch.device:

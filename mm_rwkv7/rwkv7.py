@@ -3,10 +3,10 @@
 Letters: B batch, T time, D width, H heads, N head size (D = H * N), V vocabulary.
 """
 
-import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mm_rwkv7.interop.files import read
+from mm_rwkv7.interop.language import language_model
 from mm_rwkv7.ops import wkv7
 from mm_rwkv7.state import LayerState, State
 from mm_rwkv7.typed import build
-from mm_rwkv7.weights import cast_weight, choose_device, choose_dtype, load_strictly, locate, read_tensors
+from mm_rwkv7.weights import choose_device, choose_dtype, load_strictly, locate
 
 DECAY_FLOOR = -math.exp(-0.5)  # the strongest log-decay that the sigmoid can reach
+BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,44 @@ class RWKV7Config:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.width % self.head_size:
             raise ValueError(f"width {self.width} is not a multiple of head_size {self.head_size}")
+
+    @classmethod
+    def of(
+        cls, shapes: Mapping[str, Sequence[int]], source: object = "the model", spell: Callable[[str], str] = str
+    ) -> "RWKV7Config":
+        """The sizes of a model whose parameters have these shapes. A ValueError lists those that are missing, as
+        `spell` names them."""
+        blocks = {int(match[1]) for name in shapes if (match := BLOCK.match(name))}
+        first, last = (f"blocks.{n}.{{}}".format for n in (0, max(1, len(blocks) - 1)))
+        needed = {
+            "emb.weight": 2,
+            "ln_out.weight": 1,
+            first("time_mix.r_k"): 2,
+            first("time_mix.w1"): 2,
+            first("time_mix.a1"): 2,
+            first("time_mix.g1"): 2,
+            **({last("time_mix.v1"): 2} if len(blocks) > 1 else {}),
+            first("channel_mix.key.weight"): 2,
+        }
+        if wrong := [name for name, ndim in needed.items() if name not in shapes or len(shapes[name]) != ndim]:
+            listed = ", ".join(
+                f"{spell(name)} has shape {tuple(shapes[name])}" if name in shapes else f"missing {spell(name)}"
+                for name in wrong
+            )
+            raise ValueError(f"{source} does not tell the sizes of its language model: {listed}")
+        width = shapes["ln_out.weight"][0]
+        hidden = shapes[first("channel_mix.key.weight")][0]
+        return cls(
+            vocab_size=shapes["emb.weight"][0],
+            width=width,
+            layers=len(blocks),
+            head_size=shapes[first("time_mix.r_k")][1],
+            decay_rank=shapes[first("time_mix.w1")][1],
+            iclr_rank=shapes[first("time_mix.a1")][1],
+            value_rank=shapes[last("time_mix.v1")][1] if len(blocks) > 1 else cls.value_rank,
+            gate_rank=shapes[first("time_mix.g1")][1],
+            ffn_width=None if hidden == 4 * width else hidden,
+        )
 
     @property
     def heads(self) -> int:
@@ -217,18 +258,20 @@ class RWKV7(nn.Module):
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], device: str = "auto", dtype: str = "auto") -> "RWKV7":
-        """The language model of a native checkpoint: "nano", "hf:owner/repo" or a folder."""
-        folder = locate(model)
+        """The language model of any recognised checkpoint (native, BlinkDL, flash-linear-attention, rwkv.cpp), alone
+        or inside a model that sees: "nano", "hf:owner/repo", "hf:owner/repo/file", a folder or a file."""
+        path = locate(model)
         where = choose_device(device)
         number = choose_dtype(dtype, where)
-        config_file = folder / "config.json"
-        fields = json.loads(config_file.read_text(encoding="utf-8"))
-        if "lm" not in fields:
-            raise ValueError(f"{config_file} has no language model (no field 'lm')")
+        stored = read(path)
+        found = language_model(stored)
+        if stored.is_native:
+            config = build(RWKV7Config, stored.config.get("lm"), f"{path}: lm")
+        else:
+            config = RWKV7Config.of({name: t.shape for name, t in found.tensors.items()}, path, found.spell)
         with torch.device("meta"):
-            lm = cls(build(RWKV7Config, fields["lm"], "lm"))
-        tensors = {name: cast_weight(name, t, number).to(where) for name, t in read_tensors(folder, "lm.")}
-        load_strictly(lm, tensors, folder)
+            lm = cls(config)
+        load_strictly(lm, found.tensors, path, number, where, found.spell)
         return lm.eval()
 
     def forward(

@@ -17,9 +17,17 @@ IMAGE_TOKEN = 65535
 AUDIO_TOKEN = 65534
 WORLD_SIZE = 65536
 
+# How many embedding rows the models of a tokenizer have.
+TOKENIZERS = {"world": (WORLD_SIZE,), "pile": (50277, 50304)}
+
 # World id b + 1 is the single byte b.
 BYTE_TOKENS = range(1, 257)
 REQUIRED = frozenset({END_OF_TEXT, AUDIO_TOKEN, IMAGE_TOKEN, *BYTE_TOKENS})
+
+
+def tokenizer_for(rows: int) -> str | None:
+    """The tokenizer of a published model with this many embedding rows."""
+    return next((name for name, sizes in TOKENIZERS.items() if rows in sizes), None)
 
 
 def _vocabulary_file() -> Traversable:

@@ -1,10 +1,9 @@
 """Weights on disk: where a model's folder is, its tensors, and how they come into a module, all or none."""
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,28 +11,36 @@ import torch
 from torch import Tensor, nn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STORED = (*DTYPES.values(), torch.float64)
+# What a model's folder on the hub may hold besides what nobody needs here.
+WANTED = ["*.json", "*.safetensors", "*.pth", "README.md"]
 BUNDLED = {"nano": Path(__file__).parent / "nano"}
 
 
 def locate(model: str | os.PathLike[str]) -> Path:
-    """The folder of a native checkpoint: "nano" is the bundled one, "hf:owner/repo" is downloaded (once) from the
-    Hugging Face hub, anything else is a path."""
+    """A checkpoint's file or folder: "nano" is the bundled one, "hf:owner/repo" and "hf:owner/repo/file" are downloaded
+    (once) from the Hugging Face hub, anything else is a path."""
     name = os.fspath(model)
-    folder = _download(name) if name.startswith("hf:") else BUNDLED.get(name, Path(name))
-    if not (folder / "config.json").is_file():
-        problem = "has no config.json" if folder.exists() else "does not exist"
-        raise ValueError(f"model {name!r} {problem}; expected 'nano', 'hf:owner/repo' or a checkpoint folder")
-    return folder
+    path = _download(name) if name.startswith("hf:") else BUNDLED.get(name, Path(name))
+    if not path.exists():
+        raise ValueError(
+            f"model {name!r} does not exist; expected 'nano', 'hf:owner/repo', 'hf:owner/repo/file', "
+            "a checkpoint's folder or file"
+        )
+    return path
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    owner, repository, file = (*name.removeprefix("hf:").split("/", 2), "", "")[:3]
+    if not owner or not repository:
+        raise ValueError(f"{name!r} names no repository, expected 'hf:owner/repo' or 'hf:owner/repo/file'")
     try:
-        return Path(
-            snapshot_download(name.removeprefix("hf:"), allow_patterns=["*.json", "*.safetensors", "README.md"])
-        )
+        if file:
+            return Path(hf_hub_download(f"{owner}/{repository}", file))
+        return Path(snapshot_download(f"{owner}/{repository}", allow_patterns=WANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{name} cannot be fetched: {str(error).splitlines()[0]}") from error
 
@@ -64,42 +71,46 @@ def cast_weight(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(torch.float32 if name.endswith(".w0") else dtype) if tensor.is_floating_point() else tensor
 
 
-def read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) of the folder's safetensors files whose name begins with `prefix`, which is dropped."""
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
-    for name in files:
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{folder} is not a whole checkpoint: {name} is missing")
-        try:
-            with safe_open(path, "pt") as file:
-                for key in file.keys():  # noqa: SIM118
-                    if key.startswith(prefix):
-                        yield key.removeprefix(prefix), file.get_tensor(key)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from error
-
-
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Give `module`, whose parameters may be on the meta device, exactly these tensors. One ValueError lists every
-    missing, unexpected and misshapen one."""
+def load_strictly(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: object,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    spell: Callable[[str], str] = str,
+) -> None:
+    """Give `module`, whose parameters may be on the meta device, exactly these tensors, cast to `dtype` and moved to
+    `device` one by one. A ValueError, in which `spell` turns names into those of the file, lists every missing,
+    unexpected and misshapen one before any is read; another one names a tensor with NaN or infinities."""
     wanted = module.state_dict()
-    problems = [f"missing {name}" for name in wanted if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in wanted]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
+    problems = [f"missing {spell(name)}" for name in wanted if name not in tensors]
+    problems += [f"unexpected {spell(name)}" for name in tensors if name not in wanted]
+    for name, given, expected in ((name, tensors[name], wanted[name]) for name in wanted if name in tensors):
+        if given.shape != expected.shape:
+            problems.append(f"{spell(name)} has shape {tuple(given.shape)}, expected {tuple(expected.shape)}")
+        elif given.dtype not in STORED and expected.is_floating_point():
+            problems.append(f"{spell(name)} holds {given.dtype}, expected floating-point numbers")
     if problems:
-        raise ValueError(f"{source} does not fit its config: " + "; ".join(problems))
-    module.load_state_dict(tensors, assign=True)
+        raise ValueError(f"{source} does not fit: " + "; ".join(problems))
+    filled = {}
+    for name in wanted:
+        tensor = tensors[name] if dtype is None else cast_weight(name, tensors[name], dtype)
+        _check_finite(tensors[name], tensor, f"{source}: {spell(name)}")
+        filled[name] = tensor.to(device or tensor.device).contiguous()
+    module.load_state_dict(filled, assign=True)
+
+
+def _check_finite(stored: Tensor, cast: Tensor, what: str) -> None:
+    if not _is_finite(cast):
+        reason = f"does not fit into {cast.dtype}" if _is_finite(stored) else "holds NaN or infinity"
+        raise ValueError(f"{what} {reason}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Needs no copy of the tensor, unlike `isfinite().all()`: NaN comes through a minimum."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 @contextmanager

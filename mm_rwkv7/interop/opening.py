@@ -1,0 +1,22 @@
+"""The one way into a checkpoint of any format, which is told by the names of its tensors."""
+
+from pathlib import Path
+
+from mm_rwkv7.interop import native, text
+from mm_rwkv7.interop.files import read
+from mm_rwkv7.interop.format import Checkpoint, Format
+from mm_rwkv7.interop.language import refuse_variants, unrecognised
+
+# The first that recognises a file opens it: a model that sees also holds what is recognised as a language model.
+FORMATS: tuple[Format, ...] = (native, text)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a file or folder without reading its weights. A ValueError says what the file is instead, where it is no
+    RWKV-7 that is known here."""
+    stored = read(path)
+    refuse_variants(stored)
+    for candidate in FORMATS:
+        if candidate.recognises(stored):
+            return candidate.open_stored(stored)
+    raise unrecognised(stored)
