@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from encoders.timm_tower import TimmTowerConfig
+from encoders.build import TowerConfig
 from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
 from mm_rwkv7.tokenizer import IMAGE_TOKEN, TOKENIZERS
@@ -44,7 +44,7 @@ class MMConfig:
     """
 
     lm: RWKV7Config
-    tower: TimmTowerConfig | None = None
+    tower: TowerConfig | None = None
     projector: ProjectorConfig | None = None
     vocabulary: tuple[int, ...] | None = None
     template: PromptTemplate = field(default_factory=PromptTemplate)

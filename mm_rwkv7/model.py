@@ -1,11 +1,12 @@
 """MMRWKV7: a language model that reads pictures as tokens.
 
-Letters: B batch, T time, I pictures, M tokens per picture, S side of a prepared picture, D width.
+Letters: B batch, T time, I pictures, M tokens per picture, D width.
 """
 
 from torch import Tensor, nn
 
-from encoders.timm_tower import TimmTower
+from encoders.build import build_tower
+from encoders.protocol import Encoder, Pixels
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.projector import Projector
 from mm_rwkv7.rwkv7 import RWKV7
@@ -20,18 +21,19 @@ class MMRWKV7(nn.Module):
         super().__init__()
         self.config = config
         self.lm = RWKV7(config.lm)
-        self.tower: TimmTower | None = None
+        self.tower: Encoder | None = None
         self.projector: Projector | None = None
         if config.tower is not None and config.projector is not None:
-            self.tower = TimmTower(config.tower)
+            self.tower = build_tower(config.tower)
             if self.tower.width != config.projector.input_width:
                 raise ValueError(
                     f"the projector reads width {config.projector.input_width}, "
-                    f"the tower {config.tower.name!r} gives {self.tower.width}"
+                    f"the {config.tower.kind} tower gives {self.tower.width}"
                 )
-            tokens = self.tower.grid[0] * self.tower.grid[1]
-            if config.projector.positions not in (0, tokens):
-                raise ValueError(f"the projector has {config.projector.positions} positions, the tower {tokens} tokens")
+            if config.projector.positions not in (0, self.tower.tokens):
+                raise ValueError(
+                    f"the projector has {config.projector.positions} positions, the tower {self.tower.tokens} tokens"
+                )
             self.projector = Projector(config.projector, config.lm.width)
 
     @property
@@ -39,10 +41,10 @@ class MMRWKV7(nn.Module):
         """Placeholders per picture; 0 for a model that does not see."""
         if self.tower is None or self.projector is None:
             return 0
-        return self.tower.grid[0] * self.tower.grid[1] + self.projector.summary
+        return self.tower.tokens + self.projector.summary
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """pixels (I, 3, S, S) uint8 -> features in the embedding space (I, M, D)."""
+    def encode(self, pixels: Pixels) -> Tensor:
+        """Pictures as the tower's `preprocess` prepares them -> features in the embedding space (I, M, D)."""
         if self.tower is None or self.projector is None:
             raise ValueError("this model has no tower: it reads text only")
         return self.projector(self.tower(pixels))
@@ -67,9 +69,9 @@ class MMRWKV7(nn.Module):
         ids: Tensor,
         state: State | None = None,
         *,
-        pixels: Tensor | None = None,
+        pixels: Pixels | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """ids (B, T), pixels (I, 3, S, S), mask (B, T) False where padded -> (logits (B, T, V) fp32, state)."""
+        """ids (B, T), pixels of I pictures, mask (B, T) False where padded -> (logits (B, T, V) fp32, state)."""
         features = None if pixels is None else self.encode(pixels)
         return self.lm(x=self.embed(ids, features), state=state, mask=mask)

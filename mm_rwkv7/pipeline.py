@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from encoders.protocol import Pixels, move
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.generate import Decoder, prefill
 from mm_rwkv7.interop.opening import open_checkpoint
@@ -188,7 +189,7 @@ class Pipeline:
             ids, pixels = batch.ids, batch.pixels
         return self._read(ids, pixels, None)[0][0].float()
 
-    def _read(self, ids: Tensor, pixels: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+    def _read(self, ids: Tensor, pixels: Pixels | None, state: State | None) -> tuple[Tensor, State]:
         features = None if pixels is None else self._encode(pixels)
         return prefill(self.model, ids.to(self.device), self._ours(state), features)
 
@@ -201,13 +202,13 @@ class Pipeline:
         return state.map(lambda tensor: tensor.to(self.device))
 
     @torch.no_grad()
-    def _encode(self, pixels: Tensor) -> Tensor:
-        return self.model.encode(pixels.to(self.device))
+    def _encode(self, pixels: Pixels) -> Tensor:
+        return self.model.encode(move(pixels, self.device))
 
     def _write(
         self,
         ids: Tensor,
-        pixels: Tensor | None,
+        pixels: Pixels | None,
         sampling: Sampling,
         state: State | None,
         began: float,
@@ -239,7 +240,7 @@ class Pipeline:
                 text += piece
                 if piece:
                     yield piece
-            media = 0 if pixels is None else len(pixels) * self.model.image_tokens
+            media = int((ids == self.model.config.image_id).sum())
             written = len(decoder.tokens)
             return Answer(
                 text,

@@ -1,18 +1,17 @@
 """Messages in, a batch for the model out. The prompt is put together here and nowhere else.
 
-Letters: B rows, T tokens, I pictures, S side of a prepared picture in pixels.
+Letters: B rows, T tokens.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders.protocol import Preprocess
+from encoders.protocol import Pixels, Preprocess, Views, join
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.pictures import PictureSource, load_picture
 from mm_rwkv7.tokenizer import Tokenizer
@@ -32,12 +31,12 @@ class Picture:
 @dataclass(frozen=True)
 class Batch:
     """What the model reads: `ids` (B, T) int64; `mask` (B, T) bool, False where padded, None when nothing is;
-    `pixels` (I, 3, S, S) uint8 in the order of their placeholders, None without pictures. `open_turn` says that it
-    ends with a picture in a user's turn that has no words yet."""
+    `pixels` in the order of their placeholders, None without pictures. `open_turn` says that it ends with a picture in
+    a user's turn that has no words yet."""
 
     ids: Tensor
     mask: Tensor | None = None
-    pixels: Tensor | None = None
+    pixels: Pixels | None = None
     open_turn: bool = False
 
 
@@ -48,7 +47,7 @@ class Processor:
     """
 
     def __init__(
-        self, config: MMConfig, tokenizer: Tokenizer, preprocess: Preprocess | None, image_tokens: int
+        self, config: MMConfig, tokenizer: Tokenizer, preprocess: Preprocess | Views | None, image_tokens: int
     ) -> None:
         self.template = config.template
         self.tokenizer = tokenizer
@@ -64,7 +63,7 @@ class Processor:
         pictures alone leaves its turn open; what follows is then processed with `open_turn`, as its rest.
         """
         ids: list[int] = []
-        pixels: list[Tensor] = []
+        pixels: list[Pixels] = []
         segments = self.segments(messages, generate, open_turn)
         for segment in segments:
             if isinstance(segment, Picture):
@@ -72,15 +71,14 @@ class Processor:
                 pixels.append(self.pixels(segment.source))
             else:
                 ids += self.tokenizer.encode(segment)
-        stacked = torch.stack(pixels) if pixels else None
-        return Batch(torch.tensor([ids]), pixels=stacked, open_turn=isinstance(segments[-1], Picture))
+        joined = join(pixels) if pixels else None
+        return Batch(torch.tensor([ids]), pixels=joined, open_turn=isinstance(segments[-1], Picture))
 
-    def pixels(self, source: PictureSource) -> Tensor:
-        """A picture as the tower's input, (3, S, S) uint8."""
+    def pixels(self, source: PictureSource) -> Pixels:
+        """One picture as the tower's input."""
         if self.preprocess is None:
             raise ValueError("this model has no vision tower, it cannot read pictures")
-        picture = self.preprocess.resize(load_picture(source))
-        return torch.tensor(np.asarray(picture)).permute(2, 0, 1).contiguous()
+        return self.preprocess.pixels([load_picture(source)])
 
     def collate(self, batches: Sequence[Batch]) -> Batch:
         """One batch of several one-row ones, padded on the right."""
@@ -91,7 +89,7 @@ class Processor:
         rows = [F.pad(batch.ids, (0, longest - batch.ids.shape[1]), value=self.tokenizer.end_id) for batch in batches]
         mask = torch.arange(longest) < lengths[:, None]  # (B, T)
         pixels = [batch.pixels for batch in batches if batch.pixels is not None]
-        return Batch(torch.cat(rows), None if mask.all() else mask, torch.cat(pixels) if pixels else None)
+        return Batch(torch.cat(rows), None if mask.all() else mask, join(pixels) if pixels else None)
 
     def segments(
         self, messages: Sequence[Message], generate: bool = True, open_turn: bool = False

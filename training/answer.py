@@ -1,13 +1,12 @@
 """Stages 1 and 2: read a picture once, then answer each of its questions from a fork of the state.
 
-The loss lies on the answers alone. Letters: P pictures, Q questions of all pictures, T time, S side of a picture.
+The loss lies on the answers alone. Letters: P pictures, Q questions of all pictures, T time.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -43,9 +42,7 @@ class AnswerStage(Stage):
         batch: dict[str, Any] = {"groups": [_pad(group) for group in _alike(rows)]}
         if not self.blind:
             assert self.model.tower is not None
-            resize = self.model.tower.preprocess.resize
-            pixels = np.stack([np.asarray(resize(sample.image)) for _, sample in drawn])
-            batch["pixels"] = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            batch["pixels"] = self.model.tower.preprocess.pixels([sample.image for _, sample in drawn])
         return batch
 
     def _choose(self, sample: Sample, rng: random.Random) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from open_clip.loss import SigLipLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.timm_tower import TimmTower
+from encoders.protocol import Encoder
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.synthetic import scenes
 from mm_rwkv7.tokenizer import Tokenizer
@@ -74,17 +74,16 @@ class TowerStage(Stage):
         )
 
     @property
-    def tower(self) -> TimmTower:
+    def tower(self) -> Encoder:
         assert self.model.tower is not None
         return self.model.tower
 
     def collate(self, drawn: Sequence[tuple[str, Sample]], rng: random.Random) -> dict[str, Any]:
-        pixels = np.stack([np.asarray(self.tower.preprocess.resize(sample.image)) for _, sample in drawn])
         captions = [sample.caption for _, sample in drawn]
         ids = [self.tokenizer.encode(caption) for caption in captions]
         seen: dict[str, int] = {}
         return {
-            "pixels": torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            "pixels": self.tower.preprocess.pixels([sample.image for _, sample in drawn]),
             "ids": torch.tensor([token for row in ids for token in row]),
             "starts": torch.tensor([0, *itertools.accumulate(map(len, ids[:-1]))]),
             "groups": torch.tensor([seen.setdefault(caption, len(seen)) for caption in captions]),

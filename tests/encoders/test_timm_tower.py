@@ -68,7 +68,7 @@ def test_a_finer_stride_gives_more_cells() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_of_another_size_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"\(1, 3, 64, 64\), expected \(B, 3, 96, 96\)"):
+    with pytest.raises(ValueError, match=r"\(1, 3, 64, 64\), expected \(I, 3, 96, 96\)"):
         tower(name, 96)(as_pixels(noise(64)))
 
 

@@ -89,5 +89,5 @@ def test_a_projector_of_another_width_is_refused(tiny_model: MMRWKV7) -> None:
     config = dataclasses.replace(
         tiny_model.config, tower=TimmTowerConfig("test_resnet", 32), projector=ProjectorConfig(17, 8)
     )
-    with pytest.raises(ValueError, match=r"width 17.*'test_resnet' gives 96"):
+    with pytest.raises(ValueError, match=r"width 17.*the timm tower gives 96"):
         MMRWKV7(config)

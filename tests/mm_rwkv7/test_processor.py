@@ -111,7 +111,7 @@ def test_pictures_are_prepared_as_the_tower_says() -> None:
     assert pixels[:, :, 8, 8].tolist() == [[255, 0, 0], [0, 0, 255]]
     random = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     resized = PREPROCESS.resize(Image.fromarray(random))
-    assert np.array_equal(SEEING.pixels(Image.fromarray(random)).permute(1, 2, 0), np.asarray(resized))
+    assert np.array_equal(SEEING.pixels(Image.fromarray(random))[0].permute(1, 2, 0), np.asarray(resized))
     assert SEEING([user("Hello")]).pixels is None
 
 
