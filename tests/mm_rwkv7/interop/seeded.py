@@ -192,12 +192,20 @@ def gated(inputs: int, D: int) -> Shapes:
     return {"gate.weight": (inputs, inputs), "o_proj.weight": (D, inputs)} | layer_norm("ln_v", D)
 
 
-def trio(D: int = 128, layers: int = 2, dino_width: int = 128, siglip_width: int = 144, siglip_hidden: int = 160,
-         sam_width: int = 128, depth: int = 3) -> Shapes:
+def trio(
+    D: int = 128,
+    layers: int = 2,
+    dino_width: int = 128,
+    siglip_width: int = 144,
+    siglip_hidden: int = 160,
+    sam_width: int = 128,
+    depth: int = 3,
+    ranks: tuple[int, int, int, int] = RANKS,
+) -> Shapes:
     """VisualRWKV v7.00."""
     inputs = dino_width + siglip_width + 1024
     return (
-        under("rwkv.", blinkdl(D, layers))
+        under("rwkv.", blinkdl(D, layers, ranks))
         | under("vit.dino_featurizer.", dino(dino_width, depth))
         | under("vit.siglip_featurizer.", siglip_timm(siglip_width, siglip_hidden, depth))
         | under("vit.sam_featurizer.", sam(sam_width, depth))
@@ -212,3 +220,39 @@ def siglip_rwkv(D: int = 128, layers: int = 2, width: int = 128, depth: int = 3,
     if compressor:
         shapes |= under("vtc.", blinkdl_blocks(D, compressor) | layer_norm("ln_out", D))
     return shapes
+
+
+def adapter(width: int, D: int, hidden: int, body: str, convolution: bool = False) -> Shapes:
+    """WorldRWKV's projector; generation 1 calls its perceptron `proj`, the later ones `mlp`."""
+    shapes = layer_norm("pre_norm", D) | linear(f"{body}.0", width, hidden) | linear(f"{body}.2", hidden, D)
+    return shapes | ({"conv.weight": (width, width, 3)} if convolution else {})
+
+
+def world_1(
+    D: int = 128, layers: int = 2, width: int = 128, depth: int = 3, ranks: tuple[int, int, int, int] = RANKS
+) -> Shapes:
+    """WorldRWKV's first generation, its encoder trained too."""
+    encoder = "modality.world_encoder."
+    return (
+        blinkdl(D, layers, ranks)
+        | under(f"{encoder}model.", siglip_hf(width, depth, tokens=576))
+        | under(f"{encoder}adapter.", adapter(width, D, 2 * D, "proj"))
+    )
+
+
+def world_2(D: int = 128, layers: int = 2, width: int = 128, depth: int = 3, convolution: bool = False) -> Shapes:
+    return (
+        under("llm.", blinkdl(D, layers))
+        | under("encoder.model.", siglip_hf(width, depth, tokens=576))
+        | under("proj.", adapter(width, D, 4 * D, "mlp", convolution))
+    )
+
+
+def world_3(D: int = 128, layers: int = 2, width: int = 128, depth: int = 3) -> Shapes:
+    """WorldRWKV as Hugging Face transformers saves it."""
+    return (
+        under("model.encoder.model.", siglip_hf(width, depth, tokens=576))
+        | under("model.proj.", adapter(width, D, 4 * D, "mlp"))
+        | under("model.llm.", fla(D, layers))
+        | {"lm_head.weight": (VOCABULARY, D)}
+    )
