@@ -229,6 +229,22 @@ def app(
 
 
 @cli.command()
+def encoders(as_json: AsJson = False, debug: Debug = False) -> None:
+    """List the towers that are known by name: tokens for a picture, their width, and the weights' licence."""
+    from encoders.catalogue import CATALOGUE
+
+    columns = ("name", "library", "width", "tokens", "licence")
+    rows = [{column: getattr(entry, column) for column in columns} for entry in CATALOGUE]
+    if as_json:
+        _print_json(rows)
+        return
+    lines = [columns, *(tuple(str(value) for value in row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(map(str.ljust, line, widths)).rstrip())
+
+
+@cli.command()
 def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
     """Say what this machine offers and which path the model takes on it."""
     from app.doctor import examine

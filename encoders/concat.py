@@ -26,6 +26,10 @@ class ConcatTowerConfig:
     towers: tuple[SingleTowerConfig, ...]
     kind: str = "concat"
 
+    def __post_init__(self) -> None:
+        if not self.towers:
+            raise ValueError("there are no towers to concatenate")
+
 
 class ConcatTower(Encoder):
     """pixels, one tensor (I, 3, S, S) for each tower -> features (I, M, E), E being the sum of the towers' widths.

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from encoders.protocol import Preprocess
-from encoders.tower import Grid, Tower, map_tokens
+from encoders.tower import Grid, Tower, map_tokens, read_layer
 
 HUB = "hf-hub:"
 
@@ -64,14 +64,8 @@ class OpenClipTower(Tower):
         super().__init__(config.preprocess, make, pretrained)
 
     def read(self, body: Any, pictures: Tensor) -> tuple[Tensor, Grid]:
-        (features,) = body.forward_intermediates(
-            pictures,
-            indices=[self.config.layer],
-            normalize_intermediates=self.config.norm,
-            stop_early=True,
-            output_fmt="NCHW",
-            intermediates_only=True,
-        )["image_intermediates"]
+        read = read_layer(body, pictures, self.config.layer, normalize_intermediates=self.config.norm)
+        (features,) = read["image_intermediates"]
         return map_tokens(features)
 
 

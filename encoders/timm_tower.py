@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from encoders.protocol import INTERPOLATIONS, Preprocess
-from encoders.tower import Grid, Tower, map_tokens
+from encoders.tower import Grid, Tower, map_tokens, read_layer
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,7 @@ class TimmTower(Tower):
     def read(self, body: Any, pictures: Tensor) -> tuple[Tensor, Grid]:
         if (self.config.layer, self.config.norm) == (-1, True):
             return _own_features(body, pictures)
-        try:
-            (features,) = body.forward_intermediates(
-                pictures,
-                indices=[self.config.layer],
-                norm=self.config.norm,
-                stop_early=True,
-                output_fmt="NCHW",
-                intermediates_only=True,
-            )
-        except (AssertionError, AttributeError, TypeError) as error:  # timm's ways to say that it cannot
-            raise ValueError(f"{self.config.name!r} cannot be read at layer {self.config.layer}: {error}") from error
+        (features,) = read_layer(body, pictures, self.config.layer, norm=self.config.norm)
         return map_tokens(features)
 
 

@@ -67,6 +67,18 @@ def _without_memory(make: Callable[[bool], Any]) -> Any:
         return make(False)
 
 
+def read_layer(body: Any, pictures: Tensor, layer: int, **norm: bool) -> Any:
+    """What `forward_intermediates` of timm and open_clip gives for one layer, counted from the end: -1."""
+    if layer >= 0 or not hasattr(body, "forward_intermediates"):
+        raise ValueError(f"{type(body).__name__} cannot be read at layer {layer}, expected layers from the end: -1")
+    try:
+        return body.forward_intermediates(
+            pictures, indices=[layer], stop_early=True, output_fmt="NCHW", intermediates_only=True, **norm
+        )
+    except AssertionError as error:  # how timm says that there is no such layer
+        raise ValueError(f"{type(body).__name__} has no layer {layer}: {error}") from error
+
+
 def map_tokens(features: Tensor) -> tuple[Tensor, Grid]:
     """A feature map (I, E, rows, columns) -> its cells row by row (I, M, E), and their grid."""
     rows, columns = features.shape[2:]

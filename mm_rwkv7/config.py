@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from encoders.build import TowerConfig
+from encoders.tiling import Tiling
 from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
 from mm_rwkv7.tokenizer import IMAGE_TOKEN, TOKENIZERS
@@ -40,7 +41,8 @@ class MMConfig:
     `tokenizer` is "world", "pile" (the 20B tokenizer of models trained on the Pile) or None for a model whose rows
     belong to neither: it reads ids only. `vocabulary` lists the World ids that a trimmed model keeps, in the order of
     its embedding rows; None is the whole vocabulary. `max_new_tokens` bounds an answer unless the caller says
-    otherwise.
+    otherwise. `pool` is the grid (rows, columns) to which the tower's is averaged before the projector; `tiling` cuts
+    large pictures, and each tile then takes as many tokens as a picture.
     """
 
     lm: RWKV7Config
@@ -50,10 +52,16 @@ class MMConfig:
     template: PromptTemplate = field(default_factory=PromptTemplate)
     max_new_tokens: int = 256
     tokenizer: str | None = "world"
+    pool: tuple[int, int] | None = None
+    tiling: Tiling | None = None
 
     def __post_init__(self) -> None:
         if (self.tower is None) != (self.projector is None):
             raise ValueError("a tower needs a projector and a projector needs a tower")
+        if self.tower is None and (self.pool or self.tiling):
+            raise ValueError("without a tower there is nothing to pool or to cut into tiles")
+        if self.pool is not None and (len(self.pool) != 2 or min(self.pool) < 1):
+            raise ValueError(f"pool is {self.pool}, expected rows and columns")
         if self.tokenizer not in (None, *TOKENIZERS):
             raise ValueError(f"tokenizer is {self.tokenizer!r}, expected one of {sorted(TOKENIZERS)} or none")
         if self.tokenizer != "world" and (self.tower is not None or self.vocabulary is not None):

@@ -1,11 +1,14 @@
 """MMRWKV7: a language model that reads pictures as tokens.
 
-Letters: B batch, T time, I pictures, M tokens per picture, D width.
+Letters: B batch, T time, I pictures (or tiles), M tokens per picture, D width.
 """
+
+import math
 
 from torch import Tensor, nn
 
 from encoders.build import build_tower
+from encoders.pooling import pool_grid
 from encoders.protocol import Encoder, Pixels
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.projector import Projector
@@ -30,24 +33,33 @@ class MMRWKV7(nn.Module):
                     f"the projector reads width {config.projector.input_width}, "
                     f"the {config.tower.kind} tower gives {self.tower.width}"
                 )
-            if config.projector.positions not in (0, self.tower.tokens):
+            if config.pool is not None:
+                _check_pool(self.tower, config.pool)
+            if config.projector.positions not in (0, self._cells):
                 raise ValueError(
-                    f"the projector has {config.projector.positions} positions, the tower {self.tower.tokens} tokens"
+                    f"the projector has {config.projector.positions} positions, a picture {self._cells} tokens"
                 )
             self.projector = Projector(config.projector, config.lm.width)
 
     @property
     def image_tokens(self) -> int:
-        """Placeholders per picture; 0 for a model that does not see."""
-        if self.tower is None or self.projector is None:
-            return 0
-        return self.tower.tokens + self.projector.summary
+        """Placeholders per picture, or per tile where pictures are cut; 0 for a model that does not see."""
+        return 0 if self.projector is None else self._cells + self.projector.summary
+
+    @property
+    def _cells(self) -> int:
+        """Tokens per picture that the projector reads."""
+        assert self.tower is not None
+        return self.tower.tokens if self.config.pool is None else math.prod(self.config.pool)
 
     def encode(self, pixels: Pixels) -> Tensor:
         """Pictures as the tower's `preprocess` prepares them -> features in the embedding space (I, M, D)."""
         if self.tower is None or self.projector is None:
             raise ValueError("this model has no tower: it reads text only")
-        return self.projector(self.tower(pixels))
+        features = self.tower(pixels)
+        if self.config.pool is not None:
+            features = pool_grid(features, self.tower.grid, self.config.pool)
+        return self.projector(features)
 
     def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
         """ids (B, T), features (..., D) of all pictures in reading order -> (B, T, D).
@@ -75,3 +87,13 @@ class MMRWKV7(nn.Module):
         """ids (B, T), pixels of I pictures, mask (B, T) False where padded -> (logits (B, T, V) fp32, state)."""
         features = None if pixels is None else self.encode(pixels)
         return self.lm(x=self.embed(ids, features), state=state, mask=mask)
+
+
+def _check_pool(tower: Encoder, pool: tuple[int, int]) -> None:
+    rows, columns = tower.grid
+    if tower.tokens != rows * columns:
+        raise ValueError(
+            f"the tower gives {tower.tokens} tokens, which are not the {rows} x {columns} cells of its grid"
+        )
+    if pool[0] > rows or pool[1] > columns:
+        raise ValueError(f"a grid of {rows} x {columns} cannot be pooled to {pool[0]} x {pool[1]}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,7 +44,8 @@ class Batch:
 class Processor:
     """Applies the prompt template of `config`, tokenizes, and prepares pictures as `preprocess` says.
 
-    `image_tokens` placeholders stand for one picture; `preprocess` is None for a model that cannot see.
+    `image_tokens` placeholders stand for one picture, or for each of its tiles; `preprocess` is None for a model that
+    cannot see.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Processor:
         self.template = config.template
         self.tokenizer = tokenizer
         self.preprocess = preprocess
+        self.tiling = config.tiling
         self.image_tokens = image_tokens
 
     def __call__(self, messages: Sequence[Message], generate: bool = True, open_turn: bool = False) -> Batch:
@@ -67,18 +70,27 @@ class Processor:
         segments = self.segments(messages, generate, open_turn)
         for segment in segments:
             if isinstance(segment, Picture):
-                ids += [self.tokenizer.image_id] * self.image_tokens
-                pixels.append(self.pixels(segment.source))
+                parts = self.parts(segment.source)
+                ids += [self.tokenizer.image_id] * (self.image_tokens * len(parts))
+                pixels.append(self._prepare(parts))
             else:
                 ids += self.tokenizer.encode(segment)
         joined = join(pixels) if pixels else None
         return Batch(torch.tensor([ids]), pixels=joined, open_turn=isinstance(segments[-1], Picture))
 
     def pixels(self, source: PictureSource) -> Pixels:
-        """One picture as the tower's input."""
+        """One picture, or its tiles, as the tower's input."""
+        return self._prepare(self.parts(source))
+
+    def parts(self, source: PictureSource) -> list[Image.Image]:
+        """What the tower sees of one picture: itself, or what the config's tiling makes of it."""
+        picture = load_picture(source)
+        return [picture] if self.tiling is None else self.tiling.cut(picture)
+
+    def _prepare(self, parts: Sequence[Image.Image]) -> Pixels:
         if self.preprocess is None:
             raise ValueError("this model has no vision tower, it cannot read pictures")
-        return self.preprocess.pixels([load_picture(source)])
+        return self.preprocess.pixels(parts)
 
     def collate(self, batches: Sequence[Batch]) -> Batch:
         """One batch of several one-row ones, padded on the right."""

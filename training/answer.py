@@ -28,6 +28,8 @@ class AnswerStage(Stage):
         self.processor = processor
         self.questions = questions
         self.blind = blind
+        if model.config.tiling is not None:
+            raise ValueError("the model cuts pictures into tiles, but training reads every picture as one")
         before, *_ = turns(processor, "?", "?")
         self.prefix = processor.tokenizer.encode(before)
         if not blind:

@@ -247,6 +247,23 @@ def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_the_known_towers_are_listed(run: Run) -> None:
+    code, (line,), _ = run("encoders", "--json")
+    rows = json.loads(line)
+    assert code == 0
+    assert all(list(row) == ["name", "library", "width", "tokens", "licence"] for row in rows)
+    assert {
+        "name": "visualrwkv-trio",
+        "library": "timm",
+        "width": 3200,
+        "tokens": 1024,
+        "licence": "apache-2.0",
+    } in rows
+    _, (header, *table), _ = run("encoders")
+    assert header.split() == list(rows[0])
+    assert [line.split() for line in table] == [[str(value) for value in row.values()] for row in rows]
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["ask", ""], ["ask", "nowhere.png", "x"]])
 def test_an_answer_that_needs_no_model_loads_no_library(arguments: list[str]) -> None:
     code = (

@@ -1,10 +1,17 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from encoders.concat import ConcatTowerConfig
+from encoders.open_clip_tower import OpenClipTowerConfig
+from encoders.protocol import Preprocess
+from encoders.sam import SamTowerConfig
+from encoders.tiling import Tiling
 from encoders.timm_tower import TimmTowerConfig
+from encoders.transformers_tower import TransformersTowerConfig
 from mm_rwkv7.config import MMConfig, PromptTemplate
 from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
@@ -20,10 +27,37 @@ FULL = MMConfig(
 )
 
 
-@pytest.mark.parametrize("config", [FULL, MMConfig(RWKV7Config(65536, 64, 1))])
+GREY = Preprocess(64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear")
+TOWERS = (
+    TimmTowerConfig("test_vit", 64, {"depth": 3}, layer=-2, norm=False, preprocess=GREY),
+    TransformersTowerConfig({"model_type": "clip_vision_model", "hidden_size": 32}, GREY, class_token=True),
+    OpenClipTowerConfig("hf-hub:somebody/something", GREY, {"embed_dim": 8, "vision_cfg": {"width": 32}}),
+    SamTowerConfig(GREY, unshuffle=4),
+)
+SEEING = [
+    dataclasses.replace(FULL, tower=tower, pool=(4, 4), tiling=Tiling(256, most=6))
+    for tower in (*TOWERS, ConcatTowerConfig(TOWERS))
+]
+
+
+@pytest.mark.parametrize("config", [FULL, MMConfig(RWKV7Config(65536, 64, 1)), *SEEING])
 def test_a_config_comes_back_from_its_file(tmp_path: Path, config: MMConfig) -> None:
     (tmp_path / "config.json").write_text(config.to_json(), encoding="utf-8")
     assert MMConfig.load(tmp_path / "config.json") == config
+
+
+def test_a_tower_without_a_kind_is_timm_s(tmp_path: Path) -> None:
+    """As it was before there were others."""
+    fields = json.loads(FULL.to_json())
+    fields["tower"] = {"name": "resnet10t", "image_size": 96, "options": {"output_stride": 16}}
+    (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    assert MMConfig.load(tmp_path / "config.json") == FULL
+
+
+def test_what_needs_a_tower_is_refused_without_one() -> None:
+    for field in ({"pool": (1, 1)}, {"tiling": Tiling(64)}):
+        with pytest.raises(ValueError, match="without a tower"):
+            MMConfig(RWKV7Config(65536, 64, 1), **field)
 
 
 def test_the_image_placeholder_is_found_in_a_trimmed_vocabulary() -> None:
@@ -45,6 +79,11 @@ def test_the_image_placeholder_is_found_in_a_trimmed_vocabulary() -> None:
         (("vocabulary",), [0, "9", 1], r"vocabulary\[1\]"),
         (("vocabulary",), [0, 9], "2 ids.*3 rows"),
         (("tower",), None, "projector needs a tower"),
+        (("tower", "kind"), "radar", "'radar'.*'concat'.*'timm'"),
+        (("tower", "preprocess"), {"size": 64, "mean": [0, 0, 0], "std": [1, 1, 1]}, "image size is 96.*64"),
+        (("pool",), [3], "pool"),
+        (("pool",), [0, 3], "pool"),
+        (("tiling",), {"side": 0}, "side 0"),
         (("tower", "options"), 3, r"tower\.options"),
         (("lm",), [], r"lm.*RWKV7Config"),
         (("format",), "mm-rwkv7/99", "format"),

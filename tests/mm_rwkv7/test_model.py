@@ -2,13 +2,19 @@ import dataclasses
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from encoders.concat import ConcatTowerConfig
+from encoders.protocol import Preprocess
+from encoders.tiling import Tiling
 from encoders.timm_tower import TimmTowerConfig
+from encoders.transformers_tower import TransformersTowerConfig
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.projector import ProjectorConfig
-from mm_rwkv7.rwkv7 import RWKV7Config
+from mm_rwkv7.rwkv7 import RWKV7Config, initialise
 from mm_rwkv7.tokenizer import IMAGE_TOKEN
 
 
@@ -91,3 +97,45 @@ def test_a_projector_of_another_width_is_refused(tiny_model: MMRWKV7) -> None:
     )
     with pytest.raises(ValueError, match=r"width 17.*the timm tower gives 96"):
         MMRWKV7(config)
+
+
+@torch.no_grad()
+def test_a_pooled_picture_is_the_mean_of_neighbouring_cells(tiny_model: MMRWKV7) -> None:
+    config = dataclasses.replace(tiny_model.config, tower=TimmTowerConfig("test_vit", 96), pool=(3, 2))
+    model = MMRWKV7(config).eval()
+    model.projector = torch.nn.Identity()
+    picture = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    cells = model.tower(picture).view(2, 3, 2, 2, 3, -1)  # 6 x 6 cells in 3 x 2 blocks of 2 x 3
+    assert model.encode(picture).shape == (2, 6, 64)
+    assert torch.allclose(model.encode(picture), cells.mean((2, 4)).flatten(1, 2), atol=1e-6)
+
+
+def test_a_grid_that_cannot_be_pooled_is_refused(tiny_model: MMRWKV7) -> None:
+    with pytest.raises(ValueError, match="2 x 2 cannot be pooled to 3 x 1"):
+        MMRWKV7(dataclasses.replace(tiny_model.config, pool=(3, 1)))
+    clip = {"model_type": "clip_vision_model", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    preprocess = Preprocess(64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    tower = TransformersTowerConfig(clip, preprocess, class_token=True)
+    with pytest.raises(ValueError, match="5 tokens, which are not the 2 x 2 cells"):
+        MMRWKV7(dataclasses.replace(tiny_model.config, tower=tower, projector=ProjectorConfig(32, 8), pool=(1, 1)))
+
+
+@torch.no_grad()
+def test_towers_side_by_side_see_through_the_pipeline(tiny_model: MMRWKV7) -> None:
+    preprocess = Preprocess(64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    towers = ConcatTowerConfig(
+        (TimmTowerConfig("test_vit", 32), TimmTowerConfig("test_vit", 64, preprocess=preprocess))
+    )
+    config = dataclasses.replace(
+        tiny_model.config, tower=towers, projector=ProjectorConfig(128, 8), tiling=Tiling(40, thumbnail=True)
+    )
+    with pytest.raises(ValueError, match=r"grids \[\(2, 2\), \(4, 4\)\]"):
+        MMRWKV7(config)
+    stride = {"patch_size": 32}
+    even = dataclasses.replace(towers.towers[1], options=stride)
+    config = dataclasses.replace(config, tower=dataclasses.replace(towers, towers=(towers.towers[0], even)))
+    model = MMRWKV7(config)
+    initialise(model.lm)
+    pipeline = Pipeline(model)
+    answer = pipeline.ask("What is it?", [Image.new("RGB", (70, 30), "red")])
+    assert answer.usage.media_tokens == 3 * 4  # the thumbnail and two tiles

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -7,13 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from encoders.protocol import Preprocess
+from encoders.protocol import Preprocess, Views
+from encoders.tiling import Tiling
+from encoders.timm_tower import TimmTowerConfig
 from mm_rwkv7.config import MMConfig, PromptTemplate
 from mm_rwkv7.processor import Picture, Processor
+from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
 from mm_rwkv7.tokenizer import Tokenizer
 
 CONFIG = MMConfig(RWKV7Config(vocab_size=65536, width=64, layers=1, head_size=64, ffn_width=256))
+SEEING_CONFIG = dataclasses.replace(CONFIG, tower=TimmTowerConfig("test_vit", 16), projector=ProjectorConfig(64, 8))
 TOKENIZER = Tokenizer()
 PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SEEING = Processor(CONFIG, TOKENIZER, PREPROCESS, image_tokens=4)
@@ -113,6 +118,27 @@ def test_pictures_are_prepared_as_the_tower_says() -> None:
     resized = PREPROCESS.resize(Image.fromarray(random))
     assert np.array_equal(SEEING.pixels(Image.fromarray(random))[0].permute(1, 2, 0), np.asarray(resized))
     assert SEEING([user("Hello")]).pixels is None
+
+
+def test_each_tile_has_its_placeholders_and_its_pixels() -> None:
+    config = dataclasses.replace(SEEING_CONFIG, tiling=Tiling(10))
+    tiled = Processor(config, TOKENIZER, PREPROCESS, image_tokens=4)
+    batch = tiled([user(image(RED), image(BLUE), text("Which?"))])  # two tiles, then three
+    assert (batch.ids == TOKENIZER.image_id).sum() == 4 * (2 + 3)
+    assert batch.pixels[:, :, 8, 8].tolist() == [[255, 0, 0]] * 2 + [[0, 0, 255]] * 3
+    together = tiled.collate([tiled([user(image(BLUE), text("Hm?"))]), tiled([user(image(RED), text("Hm?"))])])
+    assert together.pixels[:, :, 8, 8].tolist() == [[0, 0, 255]] * 3 + [[255, 0, 0]] * 2
+
+
+def test_a_tower_of_several_views_gets_each_picture_in_all_of_them() -> None:
+    several = Views((PREPROCESS, Preprocess(24, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))))
+    processor = Processor(CONFIG, TOKENIZER, several, image_tokens=4)
+    batch = processor([user(image(RED), image(BLUE), text("Which?"))])
+    assert [view.shape for view in batch.pixels] == [(2, 3, 16, 16), (2, 3, 24, 24)]
+    assert (batch.ids == TOKENIZER.image_id).sum() == 2 * 4
+    together = processor.collate([batch, processor([user(image(RED), text("Hm?"))])])
+    for view in together.pixels:
+        assert view[:, :, 8, 8].tolist() == [[255, 0, 0], [0, 0, 255], [255, 0, 0]]
 
 
 turns = st.one_of(
