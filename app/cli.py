@@ -245,6 +245,47 @@ def encoders(as_json: AsJson = False, debug: Debug = False) -> None:
 
 
 @cli.command()
+def inspect(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A checkpoint's file or folder, nano, or hf:...")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a checkpoint holds, without reading its weights."""
+    from app.inspection import inspected
+
+    found = inspected(file)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        print(found.table())
+
+
+@cli.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A checkpoint's file or folder, nano, or hf:...")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; a .pth file for blinkdl.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="native or blinkdl (the language model).")] = "native",
+    warm_start: Annotated[bool, typer.Option("--warm-start", help="Begin an RWKV-7 from an RWKV-6.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write a checkpoint in another format, bit for bit."""
+    from mm_rwkv7.interop.convert import convert as write
+    from mm_rwkv7.weights import locate
+
+    done = write(locate(source), out, to, warm_start)
+    if done.start is not None:
+        print("this model needs training before it is of use", file=sys.stderr)
+        print("carried over:", *done.start.carried, file=sys.stderr)
+        print("begun anew:", *done.start.initialised, file=sys.stderr)
+        print("left behind:", *done.start.dropped, file=sys.stderr)
+    if as_json:
+        _print_json({"format": done.format, "out": str(done.out), "parameters": done.parameters})
+    else:
+        print(f"{done.out}: {done.parameters:,} parameters, from {done.format}")
+
+
+@cli.command()
 def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
     """Say what this machine offers and which path the model takes on it."""
     from app.doctor import examine

@@ -20,10 +20,17 @@ class DType(StrEnum):
 
 
 Model = Annotated[
-    str, typer.Option(help="nano (bundled), hf:OWNER/REPOSITORY, or a checkpoint's folder.", metavar="MODEL")
+    str,
+    typer.Option(help="nano (bundled), hf:OWNER/REPOSITORY[/FILE], or a checkpoint's folder or file.", metavar="MODEL"),
 ]
 OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if there is one.")]
-InType = Annotated[DType, typer.Option("--dtype", help="Precision of the weights; auto is bf16 on a GPU, else fp32.")]
+InType = Annotated[
+    DType,
+    typer.Option(
+        "--dtype",
+        help="Precision of the weights; auto is bf16 on a GPU, else fp32. `inspect` tells what a file is stored in.",
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Bound of an answer; the model's own if not given.")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,8 +18,15 @@ from mm_rwkv7.weights import load_strictly, replacing
 SHARD = 5 * 10**9  # bytes; larger models are split, with an index
 
 
-def save(model: MMRWKV7, folder: str | os.PathLike[str], card: str, dtype: torch.dtype | None = None) -> None:
-    """Write `model` as a native checkpoint, replacing `folder` only when all of it is written.
+def save(
+    model: MMRWKV7,
+    folder: str | os.PathLike[str],
+    card: str,
+    dtype: torch.dtype | None = None,
+    beside: Iterable[Path] = (),
+) -> None:
+    """Write `model` as a native checkpoint, with copies of the files `beside` it (a tokenizer's), replacing `folder`
+    only when all of it is written.
 
     With `dtype`, matrices are stored in it; vectors keep their own type, because decay, norms and running
     statistics are few and lose most by rounding.
@@ -34,6 +42,8 @@ def save(model: MMRWKV7, folder: str | os.PathLike[str], card: str, dtype: torch
         (draft / "README.md").write_text(card, encoding="utf-8")
         tensors = {name: stored(tensor) for name, tensor in model.state_dict().items()}
         save_torch_state_dict(tensors, draft, max_shard_size=SHARD)
+        for file in beside:
+            shutil.copyfile(file, draft / file.name)
 
 
 def load(path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> MMRWKV7:
@@ -42,8 +52,9 @@ def load(path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> MM
     return build(open_checkpoint(Path(path)), dtype)
 
 
-def build(opened: Checkpoint, dtype: torch.dtype = torch.float32) -> MMRWKV7:
-    """The model of an opened checkpoint, on the CPU. Tensors that are stored in `dtype` stay memory-mapped."""
+def build(opened: Checkpoint, dtype: torch.dtype | None) -> MMRWKV7:
+    """The model of an opened checkpoint, on the CPU, in `dtype` or, with None, in the types that it is stored in.
+    Tensors that need no cast stay memory-mapped."""
     with torch.device("meta"):
         model = MMRWKV7(opened.config)
     load_strictly(model, opened.tensors, opened.path, dtype, spell=opened.spell)

@@ -89,7 +89,7 @@ class Decoder:
     @torch.no_grad()
     def _step(self) -> int:
         logits = self.model.lm.head(self.hidden)[0].float()
-        logits[[self.tokenizer.image_id, self.tokenizer.audio_id]] = -torch.inf
+        logits[list(self.tokenizer.unwritable)] = -torch.inf
         token = self.sampler(logits)
         self.tokens.append(token)
         self.hidden, self.state = prefill(self.model, torch.tensor([[token]], device=logits.device), self.state)

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from encoders.protocol import Pixels, move
 from mm_rwkv7 import checkpoint
+from mm_rwkv7.config import MMConfig
 from mm_rwkv7.generate import Decoder, prefill
 from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.pile_tokenizer import PileTokenizer, tokenizer_file
 from mm_rwkv7.processor import Message, Processor
 from mm_rwkv7.sampling import Sampler, Sampling
 from mm_rwkv7.state import State
@@ -94,7 +96,7 @@ class Pipeline:
         self.path = path  # where the weights came from, None for a model made in memory
         self.name = name
         self.load_s = load_s
-        self.tokenizer = Tokenizer(model.config.vocabulary)
+        self.tokenizer = _tokenizer(model.config, path)
         preprocess = None if model.tower is None else model.tower.preprocess
         self.processor = Processor(model.config, self.tokenizer, preprocess, model.image_tokens)
 
@@ -271,6 +273,17 @@ class Pipeline:
             return state
         ids = torch.tensor([self.tokenizer.encode(turn_end)], device=self.device)
         return prefill(self.model, ids, state)[1]
+
+
+def _tokenizer(config: MMConfig, path: Path | None) -> Tokenizer:
+    if config.tokenizer == "world":
+        return Tokenizer(config.vocabulary)
+    if config.tokenizer == "pile":
+        return PileTokenizer(tokenizer_file(path), config.lm.vocab_size)
+    raise ValueError(
+        f"{path} has {config.lm.vocab_size} embedding rows, which belong to no tokenizer that is known here; "
+        "RWKV7.from_pretrained opens it for ids"
+    )
 
 
 def question_about(question: str, images: Sequence[Any] = (), audio: Sequence[Any] = ()) -> list[Message]:

@@ -5,7 +5,6 @@ Letters: B batch, T time, D width, H heads, N head size (D = H * N), V vocabular
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -16,13 +15,13 @@ from torch.nn import functional as F
 
 from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.language import language_model
+from mm_rwkv7.interop.sizes import sizes
 from mm_rwkv7.ops import wkv7
 from mm_rwkv7.state import LayerState, State
 from mm_rwkv7.typed import build
 from mm_rwkv7.weights import choose_device, choose_dtype, load_strictly, locate
 
 DECAY_FLOOR = -math.exp(-0.5)  # the strongest log-decay that the sigmoid can reach
-BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -56,39 +55,9 @@ class RWKV7Config:
     def of(
         cls, shapes: Mapping[str, Sequence[int]], source: object = "the model", spell: Callable[[str], str] = str
     ) -> "RWKV7Config":
-        """The sizes of a model whose parameters have these shapes. A ValueError lists those that are missing, as
-        `spell` names them."""
-        blocks = {int(match[1]) for name in shapes if (match := BLOCK.match(name))}
-        first, last = (f"blocks.{n}.{{}}".format for n in (0, max(1, len(blocks) - 1)))
-        needed = {
-            "emb.weight": 2,
-            "ln_out.weight": 1,
-            first("time_mix.r_k"): 2,
-            first("time_mix.w1"): 2,
-            first("time_mix.a1"): 2,
-            first("time_mix.g1"): 2,
-            **({last("time_mix.v1"): 2} if len(blocks) > 1 else {}),
-            first("channel_mix.key.weight"): 2,
-        }
-        if wrong := [name for name, ndim in needed.items() if name not in shapes or len(shapes[name]) != ndim]:
-            listed = ", ".join(
-                f"{spell(name)} has shape {tuple(shapes[name])}" if name in shapes else f"missing {spell(name)}"
-                for name in wrong
-            )
-            raise ValueError(f"{source} does not tell the sizes of its language model: {listed}")
-        width = shapes["ln_out.weight"][0]
-        hidden = shapes[first("channel_mix.key.weight")][0]
-        return cls(
-            vocab_size=shapes["emb.weight"][0],
-            width=width,
-            layers=len(blocks),
-            head_size=shapes[first("time_mix.r_k")][1],
-            decay_rank=shapes[first("time_mix.w1")][1],
-            iclr_rank=shapes[first("time_mix.a1")][1],
-            value_rank=shapes[last("time_mix.v1")][1] if len(blocks) > 1 else cls.value_rank,
-            gate_rank=shapes[first("time_mix.g1")][1],
-            ffn_width=None if hidden == 4 * width else hidden,
-        )
+        """The sizes of a model whose parameters have these shapes. A ValueError lists what tells a size and is missing
+        everywhere, as `spell` names it."""
+        return cls(**sizes(shapes, source, spell))
 
     @property
     def heads(self) -> int:
@@ -336,11 +305,12 @@ def initialise(model: RWKV7) -> None:
     nn.init.uniform_(model.emb.weight, -1e-4, 1e-4)
     nn.init.orthogonal_(model.head.weight, gain=0.5 * math.sqrt(max(1.0, config.vocab_size / config.width)))
     for layer, block in enumerate(cast("Iterable[Block]", model.blocks)):
-        _initialise_block(block, config, layer)
+        initialise_block(block, config, layer)
 
 
 @torch.no_grad()
-def _initialise_block(block: Block, config: RWKV7Config, layer: int) -> None:
+def initialise_block(block: Block, config: RWKV7Config, layer: int) -> None:
+    """Set the parameters of one block, but for its norms' ones and zeros, to the reference trainer's start."""
     D, N = config.width, config.head_size
     depth = layer / max(1, config.layers - 1)  # 0 at the first layer, 1 at the last
     height = 1 - layer / config.layers  # 1 at the first layer, almost 0 at the last

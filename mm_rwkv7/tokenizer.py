@@ -80,6 +80,7 @@ class Tokenizer:
         self.end_id = self._world_ids.index(END_OF_TEXT)
         self.image_id = self._world_ids.index(IMAGE_TOKEN)
         self.audio_id = self._world_ids.index(AUDIO_TOKEN)
+        self.unwritable: Sequence[int] = (self.image_id, self.audio_id)  # ids that no answer may hold
 
     def _check(self, index: dict[int, int]) -> None:
         if missing := sorted(REQUIRED - index.keys()):

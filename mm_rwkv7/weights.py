@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mm_rwkv7.hub import PREFIX, fetch
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STORED = (*DTYPES.values(), torch.float64)
-# What a model's folder on the hub may hold besides what nobody needs here.
-WANTED = ["*.json", "*.safetensors", "*.pth", "README.md"]
 BUNDLED = {"nano": Path(__file__).parent / "nano"}
 
 
@@ -21,28 +21,13 @@ def locate(model: str | os.PathLike[str]) -> Path:
     """A checkpoint's file or folder: "nano" is the bundled one, "hf:owner/repo" and "hf:owner/repo/file" are downloaded
     (once) from the Hugging Face hub, anything else is a path."""
     name = os.fspath(model)
-    path = _download(name) if name.startswith("hf:") else BUNDLED.get(name, Path(name))
+    path = fetch(name) if name.startswith(PREFIX) else BUNDLED.get(name, Path(name))
     if not path.exists():
         raise ValueError(
             f"model {name!r} does not exist; expected 'nano', 'hf:owner/repo', 'hf:owner/repo/file', "
             "a checkpoint's folder or file"
         )
     return path
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    owner, repository, file = (*name.removeprefix("hf:").split("/", 2), "", "")[:3]
-    if not owner or not repository:
-        raise ValueError(f"{name!r} names no repository, expected 'hf:owner/repo' or 'hf:owner/repo/file'")
-    try:
-        if file:
-            return Path(hf_hub_download(f"{owner}/{repository}", file))
-        return Path(snapshot_download(f"{owner}/{repository}", allow_patterns=WANTED))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"{name} cannot be fetched: {str(error).splitlines()[0]}") from error
 
 
 def choose_device(name: str) -> torch.device:

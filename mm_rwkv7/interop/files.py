@@ -26,11 +26,12 @@ WEB_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|head|body)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file or folder holds, under its own names: `tensors` (memory-mapped), and what the `config.json` beside
-    safetensors says (empty where there is none)."""
+    """What a file or folder holds, under its own names: `tensors` (memory-mapped), the kind of file that they lie in
+    (torch, safetensors or ggmf), and what the `config.json` beside safetensors says (empty where there is none)."""
 
     path: Path
     tensors: Mapping[str, Tensor]
+    container: str
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -45,18 +46,21 @@ def read(path: Path) -> Stored:
         return _read_folder(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
-    tensors = _read_file(path)
+    container, tensors = _read_file(path)
     _check(path, tensors)
-    return Stored(path, tensors, _config(path.parent) if path.suffix == ".safetensors" else {})
+    return Stored(path, tensors, container, _config(path.parent) if container == "safetensors" else {})
 
 
 def _read_folder(folder: Path) -> Stored:
     tensors: dict[str, Tensor] = {}
+    container = ""
     for path in _files(folder):
         if not path.is_file():
             raise ValueError(f"{folder} is not a whole checkpoint: {path.name} is missing")
-        tensors |= read(path).tensors
-    return Stored(folder, tensors, _config(folder))
+        container, part = _read_file(path)
+        _check(path, part)
+        tensors |= part
+    return Stored(folder, tensors, container, _config(folder))
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -95,15 +99,16 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The kind of file, which its first bytes tell, and its tensors."""
     with path.open("rb") as file:
         head = file.read(256)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return _read_safetensors(path, head)
+        return "safetensors", _read_safetensors(path, head)
     if head.startswith((ZIP, PICKLE)):
-        return _read_torch(path, mapped=head.startswith(ZIP))
+        return "torch", _read_torch(path, mapped=head.startswith(ZIP))
     if head.startswith(ggmf.MAGIC):
-        return ggmf.read(path)
+        return "ggmf", ggmf.read(path)
     if not head:
         raise ValueError(f"{path} is empty")
     if WEB_PAGE.match(head):

@@ -44,7 +44,7 @@ def read(path: Path) -> dict[str, Tensor]:
         name, tensor, at = _tensor(path, data, at)
         if name.endswith(".x_rwkvag") and tensor.shape[0] == len(MIXES):
             before = name.removesuffix("x_rwkvag")
-            tensors |= {before + mix: row[None] for mix, row in zip(MIXES, tensor, strict=True)}
+            tensors |= {before + mix: row[None].clone() for mix, row in zip(MIXES, tensor, strict=True)}
         else:
             tensors[name] = tensor.t() if LOW_RANK.search(name) and tensor.ndim == 2 else tensor
     return tensors

@@ -18,7 +18,7 @@ def open_stored(stored: Stored) -> Checkpoint:
     tensors = {f"lm.{name}": tensor for name, tensor in lm.tensors.items()}
     tensors |= {name: tensor for name, tensor in stored.tensors.items() if not lm.holds(name)}
     return Checkpoint(
-        f"{lm.format} RWKV-7",
+        f"{lm.format} RWKV-7 ({stored.container})",
         MMConfig(config, tokenizer=tokenizer_for(config.vocab_size)),
         tensors,
         stored.path,

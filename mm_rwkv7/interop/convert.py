@@ -1,0 +1,112 @@
+"""From a checkpoint of any known format to our folder, or its language model to a file under BlinkDL's names."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mm_rwkv7 import checkpoint
+from mm_rwkv7.config import MMConfig
+from mm_rwkv7.interop import blinkdl
+from mm_rwkv7.interop.files import read
+from mm_rwkv7.interop.format import Checkpoint
+from mm_rwkv7.interop.opening import open_checkpoint
+from mm_rwkv7.interop.warm_start import WarmStart, warm_start
+from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.pile_tokenizer import NAMES
+
+OURS = ("config.json", "README.md", *NAMES)  # and model*.safetensors with its index
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was read (its format), what was written where, and the number of its parameters. `start` says what a warm
+    start carried over."""
+
+    format: str
+    out: Path
+    parameters: int
+    start: WarmStart | None = None
+
+
+def convert(source: Path, out: Path, to: str = "native", warm: bool = False) -> Converted:
+    """Read `source`, check it as a load would, and write it in the types that it is stored in, whole or not at all.
+
+    `to` is one of `WRITERS`. `warm` begins an RWKV-7 from an RWKV-6. Raises ValueError, also where `out` is something
+    that this does not write and must not replace.
+    """
+    if to not in WRITERS:
+        raise ValueError(f"cannot convert to {to!r}, expected one of {', '.join(WRITERS)}")
+    if out.exists() and out.resolve() == source.resolve():
+        raise ValueError(f"{out} would replace what it is made from: name another place")
+    start = warm_start(read(source)) if warm else None
+    opened = start.checkpoint if start else open_checkpoint(source)
+    model = checkpoint.build(opened, dtype=None)
+    written = WRITERS[to](model, opened, out, _card(opened, start))
+    return Converted(opened.format, out, sum(parameter.numel() for parameter in written.parameters()), start)
+
+
+def _write_native(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> nn.Module:
+    if out.exists() and not _is_ours(out):
+        raise ValueError(f"{out} exists and is not (only) a checkpoint of mm-rwkv7: name another place")
+    beside = opened.path if opened.path.is_dir() else opened.path.parent
+    tokenizers = [beside / name for name in NAMES if opened.config.tokenizer == "pile" and (beside / name).is_file()]
+    checkpoint.save(model, out, card, beside=tokenizers[:1])
+    return model
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether nothing would be lost with it: an empty folder, or a native checkpoint and no other file."""
+    if not path.is_dir():
+        return False
+    names = [file.name for file in path.iterdir()]
+    known = all(name in OURS or (name.startswith("model") and ".safetensors" in name) for name in names)
+    return not names or (known and _is_native(path / "config.json"))
+
+
+def _is_native(config: Path) -> bool:
+    try:
+        MMConfig.load(config)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _write_blinkdl(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> nn.Module:
+    if out.suffix != ".pth":
+        raise ValueError(f"{out} does not end in .pth, as a file under BlinkDL's names does")
+    if out.exists():
+        raise ValueError(f"{out} exists: remove it or name another place")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # A tensor that is part of a mapped file would take the whole file with it.
+    tensors = {name: tensor.clone() for name, tensor in blinkdl.theirs(model.lm.state_dict()).items()}
+    handle, draft = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(tensors, file)
+        Path(draft).chmod(0o644)
+        Path(draft).rename(out)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+    return model.lm
+
+
+# What `--to` may name; each writes the model and returns what of it was written.
+WRITERS: dict[str, Callable[[MMRWKV7, Checkpoint, Path, str], nn.Module]] = {
+    "native": _write_native,
+    "blinkdl": _write_blinkdl,
+}
+
+
+def _card(opened: Checkpoint, start: WarmStart | None) -> str:
+    card = f"# {opened.path.stem}\n\nConverted by mm-rwkv7 from `{opened.path.name}` ({opened.format}).\n"
+    if start is None:
+        return card
+    lists = (("Carried over", start.carried), ("Begun anew", start.initialised), ("Left behind", start.dropped))
+    return f"{card}\n**This model needs training before it is of use.**\n" + "".join(
+        f"\n{title}:\n\n" + "".join(f"- `{name}`\n" for name in names) for title, names in lists
+    )
