@@ -97,7 +97,10 @@ def blinkdl_blocks(D: int, layers: int, ranks: tuple[int, int, int, int] = RANKS
 def blinkdl(D: int, layers: int, ranks: tuple[int, int, int, int] = RANKS) -> Shapes:
     embedding = (VOCABULARY, D)
     return (
-        {"emb.weight": embedding} | blinkdl_blocks(D, layers, ranks) | layer_norm("ln_out", D) | {"head.weight": embedding}
+        {"emb.weight": embedding}
+        | blinkdl_blocks(D, layers, ranks)
+        | layer_norm("ln_out", D)
+        | {"head.weight": embedding}
     )
 
 
@@ -146,7 +149,11 @@ def timm_block(D: int, F: int) -> Shapes:
 
 def siglip_timm(D: int, F: int, depth: int) -> Shapes:
     """timm's vit_so400m_patch14_siglip_384 at 448 px."""
-    shapes: Shapes = {"pos_embed": (1, 1024, D), "patch_embed.proj.weight": (D, 3, 14, 14), "patch_embed.proj.bias": (D,)}
+    shapes: Shapes = {
+        "pos_embed": (1, 1024, D),
+        "patch_embed.proj.weight": (D, 3, 14, 14),
+        "patch_embed.proj.bias": (D,),
+    }
     for i in range(depth):
         shapes |= under(f"blocks.{i}.", timm_block(D, F))
     shapes |= layer_norm("norm", D)
@@ -157,7 +164,11 @@ def siglip_timm(D: int, F: int, depth: int) -> Shapes:
 
 def sam(D: int, depth: int, neck: int = 256, N: int = 64) -> Shapes:
     """SAM's picture encoder at 1024 px: every third block sees the whole picture, the others windows of 14."""
-    shapes: Shapes = {"pos_embed": (1, 64, 64, D), "patch_embed.proj.weight": (D, 3, 16, 16), "patch_embed.proj.bias": (D,)}
+    shapes: Shapes = {
+        "pos_embed": (1, 64, 64, D),
+        "patch_embed.proj.weight": (D, 3, 16, 16),
+        "patch_embed.proj.bias": (D,),
+    }
     for i in range(depth):
         positions = 127 if i % 3 == 2 else 27
         block = layer_norm("norm1", D) | linear("attn.qkv", D, 3 * D) | linear("attn.proj", D, D)
