@@ -42,7 +42,8 @@ def differences(
     the logits at the last four places of the prompt."""
     model = pipeline.model
     batch = pipeline.processor(question_about(question, [seeded.picture(*size)]))
-    assert model.tower is not None and batch.pixels is not None
+    assert model.tower is not None
+    assert batch.pixels is not None
     features = model.tower(batch.pixels).flatten(0, 1)
     tokens = model.encode(batch.pixels, batch.tiles).flatten(0, -2)
     logits, _ = model(batch.ids, pixels=batch.pixels, tiles=batch.tiles)

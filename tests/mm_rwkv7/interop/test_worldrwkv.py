@@ -91,7 +91,7 @@ def test_every_wrong_tensor_is_named_as_the_file_names_it(tmp_path: Path, shapes
     wrong = shapes(D=64, layers=1, width=64, depth=1)
     ends = ("ln_x.bias", "g_norm.bias", "pre_norm.bias", "layer_norm2.weight", "2.bias")
     missing = {name for name in wrong if name.endswith(ends) and "lora" not in name and ".ffn" not in name}
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="does not fit") as caught:
         opened(saved({name: shape for name, shape in wrong.items() if name not in missing}, tmp_path / "x.pth"))
     assert len(missing) >= 4
     assert all(f"missing {name}" in str(caught.value) for name in missing), (missing, str(caught.value))
@@ -135,5 +135,6 @@ def test_a_tower_that_was_not_trained_is_fetched_by_name(tmp_path: Path) -> None
     shapes = seeded.under("llm.", seeded.blinkdl(64, 1)) | seeded.under("proj.", seeded.adapter(768, 64, 256, "mlp"))
     found = open_checkpoint(saved(shapes, tmp_path / "rwkv-0.pth"))
     assert found.fetch_tower
-    assert found.config.tower is not None and found.config.tower.kind == "transformers"
+    assert found.config.tower is not None
+    assert found.config.tower.kind == "transformers"
     assert getattr(found.config.tower, "name", None) == "google/siglip2-base-patch16-384"
