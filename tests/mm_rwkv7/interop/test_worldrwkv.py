@@ -120,7 +120,8 @@ def test_a_converted_checkpoint_is_the_same(tmp_path: Path, shapes: Callable[...
     assert MMConfig.load(tmp_path / "native" / "config.json") == found.config
     again = checkpoint.build(open_checkpoint(tmp_path / "native"), None).state_dict()
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, again[name]) and tensor.dtype == again[name].dtype, name
+        assert torch.equal(tensor, again[name]), name
+        assert tensor.dtype == again[name].dtype, name
 
 
 def test_a_file_without_a_siglip_says_so(tmp_path: Path) -> None:
