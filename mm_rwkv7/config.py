@@ -32,13 +32,13 @@ class PromptTemplate:
     user: str = "User: "
     assistant: str = "Assistant:"
     turn_end: str = "\n\n"
-    answer: str = " "
     image: str = "{image}\n"
+    stop: tuple[str, ...] = ("\n\n",)
+    caption: str = "Describe the picture."
+    answer: str = " "
     images_first: bool = False
     image_start: int | None = None
     image_end: int | None = None
-    stop: tuple[str, ...] = ("\n\n",)
-    caption: str = "Describe the picture."
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@
 The tower is in the file only where it was trained; those weights then are the ones to use.
 """
 
-from dataclasses import replace
 from functools import partial
 
 from mm_rwkv7.config import MMConfig, PromptTemplate
@@ -35,13 +34,14 @@ FIRST_TEMPLATE = PromptTemplate(
     images_first=True,
     stop=("\x17",),
 )
-TEMPLATE = replace(
-    FIRST_TEMPLATE,
+TEMPLATE = PromptTemplate(
     system="\x16System:",
     user="\x16User:",
     assistant="\x16Assistant:",
+    turn_end="\x17",
+    image="{image}",
+    stop=("\x17",),
     answer="",
-    images_first=False,
     image_start=65530,
     image_end=65531,
 )
