@@ -16,7 +16,7 @@ from tests.mm_rwkv7.interop.peers import differences, distance, golden, opened, 
 
 # A blank line would end the turn: it is taken out, as in the original.
 LONG_QUESTION = "What is in this picture?\n\n  \nA cat?"
-LARGE = (900, 600)
+LARGE = (800, 450)
 FP32 = 1e-5
 WIDE = {
     "D": 768,
