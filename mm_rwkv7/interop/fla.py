@@ -31,6 +31,7 @@ LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 LOW_RANK = re.compile(r"time_mix\.[wavg][12]$")  # nn.Linear's layout there, (R, D) for (D, R)
 VECTOR = re.compile(r"(time_mix\.x_[rwkvag]|time_mix\.k_[ka]|channel_mix\.x_k)$")  # (1, 1, D) or (D) there
+STACKED, MIXES = "time_mix.x_x", "rwkvag"  # early files hold the six token-shift mixes as one tensor
 UNUSED = re.compile(r"layers\.0\.attn\.v_lora\.")
 
 
@@ -48,6 +49,9 @@ def ours(tensors: Mapping[str, Tensor], prefix: str = "model.") -> dict[str, Ten
         if UNUSED.match(name) or not holds(full, prefix):
             continue
         name = _our_name(name)
+        if name.endswith(STACKED) and tensor.shape[0] == len(MIXES):
+            found |= {name.removesuffix("x") + c: row.flatten() for c, row in zip(MIXES, tensor, strict=True)}
+            continue
         if LOW_RANK.search(name) and tensor.ndim == 2:
             tensor = tensor.t()
         elif VECTOR.search(name) and tuple(tensor.shape[:-1]) == (1, 1):

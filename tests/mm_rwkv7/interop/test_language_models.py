@@ -124,10 +124,23 @@ def test_the_same_weights_in_every_container_give_the_same_logits(make_blinkdl: 
     save_file(tensors, tmp_path / "his.safetensors")
     save_file(as_fla(tensors), tmp_path / "fla.safetensors")
     torch.save(as_fla(tensors, "model.llm."), tmp_path / "inside.pth")
+    early = as_fla(tensors)
+    for i in range(2):
+        mixes = [early.pop(f"model.layers.{i}.attn.x_{c}").flatten() for c in "rwkvag"]
+        early[f"model.layers.{i}.attn.x_x"] = torch.stack(mixes)
+    torch.save(early, tmp_path / "early.pth")
     torch.save({f"rwkv.{name}": t for name, t in tensors.items()} | {"vit.x": torch.ones(2)}, tmp_path / "sees.pth")
     write_ggmf(tmp_path / "rwkv.cpp.bin", tensors)
     expected = logits(tmp_path / "zip.pth")
-    for name in ("old.pth", "his.safetensors", "fla.safetensors", "inside.pth", "sees.pth", "rwkv.cpp.bin"):
+    for name in (
+        "old.pth",
+        "his.safetensors",
+        "fla.safetensors",
+        "inside.pth",
+        "early.pth",
+        "sees.pth",
+        "rwkv.cpp.bin",
+    ):
         assert torch.equal(logits(tmp_path / name), expected), name
 
 

@@ -1,0 +1,67 @@
+"""`mm-rwkv7 inspect` and `mm-rwkv7 convert`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.cli import main
+from mm_rwkv7.model import MMRWKV7
+
+FORMAT = "mm-rwkv7"
+
+
+def test_inspect_counts_every_part(
+    tiny_model: MMRWKV7, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(tiny_checkpoint), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == {"format", "config", "parts", "template"}
+    assert found["format"] == FORMAT
+    for name, part in tiny_model.named_children():
+        tensors = [tensor for tensor in part.state_dict().values() if tensor.is_floating_point()]
+        assert found["parts"].pop(name) == {"parameters": sum(t.numel() for t in tensors), "dtype": "fp32"}, name
+    assert not found["parts"]
+    assert found["config"]["lm"]["width"] == tiny_model.config.lm.width
+    assert found["template"]["assistant"] == "Assistant:"
+    assert main(["inspect", str(tiny_checkpoint)]) == 0
+    table = capsys.readouterr().out
+    assert all(word in table for word in (FORMAT, "width 128", "test_vit", "projector", "Assistant:"))
+
+
+def test_inspect_reads_no_weights(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr("mm_rwkv7.checkpoint.build", refuse)
+    monkeypatch.setattr("mm_rwkv7.weights.cast_weight", refuse)
+    assert main(["inspect", str(tiny_checkpoint)]) == 0
+
+
+def test_convert_there_and_back(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(tiny_checkpoint), str(tmp_path / "lm.pth"), "--to", "blinkdl", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done.keys() == {"format", "out", "parameters"}
+    assert done["out"] == str(tmp_path / "lm.pth")
+    held = torch.load(tmp_path / "lm.pth", weights_only=True)
+    assert done["parameters"] == sum(tensor.numel() for tensor in held.values())
+    assert held["blocks.1.att.x_r"].shape == (1, 1, 128)
+    assert main(["convert", str(tmp_path / "lm.pth"), str(tmp_path / "back")]) == 0
+    assert main(["inspect", str(tmp_path / "back")]) == 0
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["convert", "--to", "native"], ["ask", "Hello", "--model"]])
+def test_a_bad_file_is_one_line_and_code_2(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"blocks.0.att.time_maa_x": torch.ones(1)}, tmp_path / "v6.pth")
+    target = [str(tmp_path / "out")] if command[0] == "convert" else []
+    assert main([*command, str(tmp_path / "v6.pth"), *target]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert "RWKV-6" in captured.err
+    assert "--warm-start" in captured.err
