@@ -12,8 +12,6 @@ from torch import Tensor
 from encoders.protocol import Preprocess
 from encoders.tower import Grid, Tower, map_tokens, read_layer
 
-HUB = "hf-hub:"
-
 
 @dataclass(frozen=True)
 class OpenClipTowerConfig:
@@ -43,7 +41,7 @@ class OpenClipTower(Tower):
         model = config.model or open_clip.get_model_config(config.name)
         if model is None:
             raise ValueError(f"open_clip has no model {config.name!r}, and the tower's config does not describe it")
-        if pretrained and not config.weights and not config.name.startswith(HUB):
+        if pretrained and not config.weights and ":" not in config.name:
             raise ValueError(f"the tower's config does not say which weights of {config.name!r} to fetch")
 
         def make(pretrained: bool) -> Any:

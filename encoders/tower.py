@@ -3,6 +3,7 @@
 Letters: I pictures, S side of a prepared picture, M tokens, E width of the features.
 """
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -59,9 +60,10 @@ class Tower(Encoder):
 def _without_memory(make: Callable[[bool], Any]) -> Any:
     """A model whose parameters are on the meta device, and whose buffers have values: some of those are computed and
     no checkpoint holds them."""
+    here = threading.get_ident()  # torch calls the hook for every module that is built meanwhile, in any thread
 
     def forget(module: nn.Module, name: str, parameter: nn.Parameter) -> Any:
-        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad) if threading.get_ident() == here else None
 
     with register_module_parameter_registration_hook(forget), torch.device("cpu"):
         return make(False)

@@ -1,9 +1,17 @@
 """I pictures, S side, M tokens, E width."""
 
+import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
+from transformers import SiglipConfig, SiglipModel
 
 from encoders.build import TowerConfig, build_tower
 from encoders.concat import ConcatTowerConfig
@@ -11,6 +19,7 @@ from encoders.open_clip_tower import OpenClipTowerConfig
 from encoders.protocol import Preprocess, Views, join
 from encoders.sam import SamTowerConfig
 from encoders.timm_tower import TimmTowerConfig
+from encoders.tower import Grid, Tower, map_tokens
 from encoders.transformers_tower import TransformersTowerConfig
 
 GREY = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -50,6 +59,34 @@ def test_a_tower_without_memory_takes_a_checkpoint_s_weights(config: TowerConfig
     features = filled(pixels)
     assert features.shape == (2, filled.tokens, filled.width)
     assert torch.equal(empty(pixels), features)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", EACH.values(), ids=EACH)
+def test_weights_of_half_precision_give_nearly_the_same(config: TowerConfig) -> None:
+    tower = build_tower(config).eval()
+    pixels = tower.preprocess.pixels([noise(90, 70)])
+    expected = tower(pixels)
+    weights = {name: weight.bfloat16() for name, weight in tower.state_dict().items() if weight.is_floating_point()}
+    tower.load_state_dict(tower.state_dict() | weights, assign=True)
+    assert (tower(pixels).float() - expected).norm() / expected.norm() < 0.05
+
+
+def test_modules_of_other_threads_keep_their_memory() -> None:
+    def make(pretrained: bool) -> nn.Module:
+        with ThreadPoolExecutor() as pool:
+            elsewhere.append(pool.submit(nn.Linear, 2, 2).result())
+        return nn.Conv2d(3, 2, 1)
+
+    class Plain(Tower):
+        def read(self, body: nn.Module, pictures: Tensor) -> tuple[Tensor, Grid]:
+            return map_tokens(body(pictures))
+
+    elsewhere: list[nn.Linear] = []
+    with torch.device("meta"):
+        tower = Plain(Preprocess(4, *GREY), make, pretrained=False)
+    assert tower.body.weight.is_meta
+    assert not any(linear.weight.is_meta for linear in elsewhere)
 
 
 @torch.no_grad()
@@ -107,6 +144,37 @@ def test_configs_that_mean_nothing_are_refused() -> None:
 def test_weights_of_no_name_cannot_be_fetched(config: TowerConfig) -> None:
     with pytest.raises(ValueError, match="fetch"):
         build_tower(config, pretrained=True)
+
+
+@torch.no_grad()
+def test_published_weights_are_fetched_by_name(tmp_path: Path) -> None:
+    """Here from a folder, which both libraries read like a repository."""
+    vision = SIGLIP.vision | {"image_size": 64}
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    whole = SiglipModel(SiglipConfig(text_config=text | {"vocab_size": 9}, vision_config=vision))
+    whole.save_pretrained(tmp_path / "siglip")
+    tower = build_tower(dataclasses.replace(SIGLIP, name=str(tmp_path / "siglip")), pretrained=True)
+    for name, tensor in whole.vision_model.state_dict().items():
+        assert torch.equal(tower.body.state_dict()[name], tensor), name
+
+    wider = {**vision, "intermediate_size": 96, "num_hidden_layers": 3}
+    config = TransformersTowerConfig(wider, SIGLIP.preprocess, name=str(tmp_path / "siglip"))
+    with pytest.raises(
+        ValueError, match=r"missing .*layers\.2\.mlp.*layers\.0\.mlp\.fc1\.bias has shape \(64,\), expected \(96,\)"
+    ):
+        build_tower(config, pretrained=True)
+
+    model = OPEN_CLIP | {"text_cfg": {"vocab_size": 9, "width": 8, "heads": 1, "layers": 1}}
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    sizes = {**model["vision_cfg"], "image_size": 32}
+    clip = open_clip.CLIP(8, sizes, model["text_cfg"])
+    torch.save(clip.state_dict(), folder / "open_clip_pytorch_model.bin")
+    config = OpenClipTowerConfig(f"local-dir:{folder}", Preprocess(32, *GREY), model)
+    tower = build_tower(config, pretrained=True)
+    for name, tensor in clip.visual.state_dict().items():
+        assert torch.equal(tower.body.state_dict()[name], tensor), name
 
 
 def test_the_wrong_number_of_views_is_refused() -> None:

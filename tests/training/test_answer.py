@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from encoders.tiling import Tiling
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline, question_about
 from mm_rwkv7.processor import Processor
@@ -139,3 +141,9 @@ def test_gradients_reach_the_projector_and_the_language_model_only(tiny_model: M
         assert not name.startswith("tower."), name
         assert gradient is not None, name
         assert gradient.isfinite().all(), name
+
+
+def test_a_model_that_cuts_its_pictures_is_refused(tiny_model: MMRWKV7, processor: Processor) -> None:
+    model = MMRWKV7(dataclasses.replace(tiny_model.config, tiling=Tiling(32)))
+    with pytest.raises(ValueError, match="tiles"):
+        stage(model, processor)
