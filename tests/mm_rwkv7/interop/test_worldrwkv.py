@@ -6,6 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from encoders.build import build_tower
+from encoders.protocol import Encoder
+from encoders.transformers_tower import TransformersTowerConfig
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.interop.opening import open_checkpoint
@@ -132,10 +135,18 @@ def test_a_file_without_a_siglip_says_so(tmp_path: Path) -> None:
         open_checkpoint(saved(shapes, tmp_path / "rwkv-0.pth"))
 
 
-def test_a_tower_that_was_not_trained_is_fetched_by_name(tmp_path: Path) -> None:
+def test_a_tower_that_was_not_trained_is_fetched_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = seeded.under("llm.", seeded.blinkdl(64, 1)) | seeded.under("proj.", seeded.adapter(768, 64, 256, "mlp"))
     found = open_checkpoint(saved(shapes, tmp_path / "rwkv-0.pth"))
-    assert found.fetch_tower
-    assert found.config.tower is not None
-    assert found.config.tower.kind == "transformers"
-    assert getattr(found.config.tower, "name", None) == "google/siglip2-base-patch16-384"
+    assert isinstance(found.config.tower, TransformersTowerConfig)
+    assert found.config.tower.name == "google/siglip2-base-patch16-384"
+    published = build_tower(found.config.tower)
+
+    def fetch(config: object, pretrained: bool = False) -> Encoder:
+        assert (config, pretrained) == (found.config.tower, True)
+        return published
+
+    monkeypatch.setattr(checkpoint, "build_tower", fetch)
+    tower = checkpoint.build(found, torch.float32).tower
+    assert tower is not None
+    assert all(torch.equal(tensor, published.state_dict()[name]) for name, tensor in tower.state_dict().items())
