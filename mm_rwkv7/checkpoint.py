@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from encoders.build import build_tower
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
@@ -57,7 +58,11 @@ def build(opened: Checkpoint, dtype: torch.dtype | None) -> MMRWKV7:
     Tensors that need no cast stay memory-mapped."""
     with torch.device("meta"):
         model = MMRWKV7(opened.config)
-    load_strictly(model, opened.tensors, opened.path, dtype, spell=opened.spell)
+    tensors = dict(opened.tensors)
+    if opened.fetch_tower and opened.config.tower is not None:
+        published = build_tower(opened.config.tower, pretrained=True).state_dict()
+        tensors |= {f"tower.{name}": tensor for name, tensor in published.items()}
+    load_strictly(model, tensors, opened.path, dtype, spell=opened.spell)
     return model.eval()
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from encoders.build import TowerConfig
 from encoders.tiling import Tiling
-from mm_rwkv7.projector import ProjectorConfig
+from mm_rwkv7.compressor import CompressorConfig
+from mm_rwkv7.projector import AnyProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
 from mm_rwkv7.tokenizer import IMAGE_TOKEN, TOKENIZERS
 from mm_rwkv7.typed import build
@@ -19,7 +20,9 @@ FORMAT = "mm-rwkv7/1"
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How messages become one text. `{image}` in `image` stands for the run of image placeholders.
+    """How messages become one text. `{image}` in `image` stands for the run of image placeholders, with the World ids
+    `image_start` and `image_end` around it. `images_first` puts the pictures of a user's turn before all of it, `user`
+    included, as WorldRWKV's first generation does. `answer` comes between `assistant` and the answer.
 
     The defaults are those of RWKV-7 World and VisualRWKV-7: `User: <image>\\nQUESTION\\n\\nAssistant:`, then
     ` ANSWER\\n\\n`.
@@ -32,6 +35,10 @@ class PromptTemplate:
     image: str = "{image}\n"
     stop: tuple[str, ...] = ("\n\n",)
     caption: str = "Describe the picture."
+    answer: str = " "
+    images_first: bool = False
+    image_start: int | None = None
+    image_end: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,24 +49,29 @@ class MMConfig:
     belong to neither: it reads ids only. `vocabulary` lists the World ids that a trimmed model keeps, in the order of
     its embedding rows; None is the whole vocabulary. `max_new_tokens` bounds an answer unless the caller says
     otherwise. `pool` is the grid (rows, columns) to which the tower's is averaged before the projector; `tiling` cuts
-    large pictures, and each tile then takes as many tokens as a picture.
+    large pictures, and each tile then takes as many tokens as a picture. `compressor` makes fewer tokens of them after
+    the projector.
     """
 
     lm: RWKV7Config
     tower: TowerConfig | None = None
-    projector: ProjectorConfig | None = None
+    projector: AnyProjectorConfig | None = None
     vocabulary: tuple[int, ...] | None = None
     template: PromptTemplate = field(default_factory=PromptTemplate)
     max_new_tokens: int = 256
     pool: tuple[int, int] | None = None
     tiling: Tiling | None = None
     tokenizer: str | None = "world"
+    compressor: CompressorConfig | None = None
 
     def __post_init__(self) -> None:
         if (self.tower is None) != (self.projector is None):
             raise ValueError("a tower needs a projector and a projector needs a tower")
-        if self.tower is None and (self.pool or self.tiling):
-            raise ValueError("without a tower there is nothing to pool or to cut into tiles")
+        if self.tower is None and (self.pool or self.tiling or self.compressor):
+            raise ValueError("without a tower there is nothing to pool, to cut into tiles or to compress")
+        marks = (self.template.image_start, self.template.image_end)
+        if self.vocabulary is not None and marks != (None, None):
+            raise ValueError(f"a picture's marks {marks} are World ids, which a trimmed vocabulary does not have")
         if self.pool is not None and (len(self.pool) != 2 or min(self.pool) < 1):
             raise ValueError(f"pool is {self.pool}, expected rows and columns")
         if self.tokenizer not in (None, *TOKENIZERS):

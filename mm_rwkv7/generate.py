@@ -7,23 +7,35 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.sampling import Sampler
 from mm_rwkv7.state import State
 from mm_rwkv7.tokenizer import Tokenizer
 
+END_OF_TURN = 261  # "\n\n" in the World vocabulary
 PIECE = 1024  # tokens read at once: memory does not grow with the text
 
 
 @torch.no_grad()
 def prefill(
-    model: MMRWKV7, ids: Tensor, state: State | None = None, features: Tensor | None = None
+    model: MMRWKV7,
+    ids: Tensor,
+    state: State | None = None,
+    features: Tensor | None = None,
+    pad_compat: bool = False,
 ) -> tuple[Tensor, State]:
     """Read ids (1, T) with the features (..., D) of their pictures; returns the last hidden vector (1, D) and the
-    state. Any length goes through at constant memory."""
+    state. Any length goes through at constant memory.
+
+    `pad_compat` begins a text with as many ends of turn as VisualRWKV's kernel needs to make T a multiple of 16, for
+    comparison with it: they change what is read after them a little.
+    """
     if ids.shape[1] == 0:
         raise ValueError("there is nothing to read")
+    if pad_compat and state is None:
+        ids = F.pad(ids, (-ids.shape[1] % 16, 0), value=END_OF_TURN)
     after = state
     queue = None if features is None else features.flatten(0, -2)
     for piece in ids.split(PIECE, dim=1):

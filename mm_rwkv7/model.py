@@ -4,14 +4,17 @@ Letters: B batch, T time, I pictures (or tiles), M tokens per picture, D width.
 """
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from encoders.build import build_tower
 from encoders.pooling import pool_grid
 from encoders.protocol import Encoder, Pixels
+from mm_rwkv7.compressor import Compressor
 from mm_rwkv7.config import MMConfig
-from mm_rwkv7.projector import Projector
+from mm_rwkv7.projector import Projector, build_projector
 from mm_rwkv7.rwkv7 import RWKV7
 from mm_rwkv7.state import State
 
@@ -26,6 +29,7 @@ class MMRWKV7(nn.Module):
         self.lm = RWKV7(config.lm)
         self.tower: Encoder | None = None
         self.projector: Projector | None = None
+        self.compressor: Compressor | None = None
         if config.tower is not None and config.projector is not None:
             self.tower = build_tower(config.tower)
             if self.tower.width != config.projector.input_width:
@@ -35,16 +39,17 @@ class MMRWKV7(nn.Module):
                 )
             if config.pool is not None:
                 _check_pool(self.tower, config.pool)
-            if config.projector.positions not in (0, self._cells):
-                raise ValueError(
-                    f"the projector has {config.projector.positions} positions, a picture {self._cells} tokens"
-                )
-            self.projector = Projector(config.projector, config.lm.width)
+            self.projector = build_projector(config.projector, config.lm.width)
+            self.projector.tokens(self._cells)
+            if config.compressor is not None:
+                self.compressor = Compressor(config.compressor, config.lm)
 
     @property
     def image_tokens(self) -> int:
         """Placeholders per picture, or per tile where pictures are cut; 0 for a model that does not see."""
-        return 0 if self.projector is None else self._cells + self.projector.summary
+        if self.config.compressor is not None:
+            return self.config.compressor.tokens
+        return 0 if self.projector is None else self.projector.tokens(self._cells)
 
     @property
     def _cells(self) -> int:
@@ -52,14 +57,20 @@ class MMRWKV7(nn.Module):
         assert self.tower is not None
         return self.tower.tokens if self.config.pool is None else math.prod(self.config.pool)
 
-    def encode(self, pixels: Pixels) -> Tensor:
-        """Pictures as the tower's `preprocess` prepares them -> features in the embedding space (I, M, D)."""
+    def encode(self, pixels: Pixels, tiles: Sequence[int] = ()) -> Tensor:
+        """Pictures as the tower's `preprocess` prepares them -> features in the embedding space (..., D), in order.
+        `tiles` says how many of `pixels` each picture was cut into; without it each is a picture."""
         if self.tower is None or self.projector is None:
             raise ValueError("this model has no tower: it reads text only")
         features = self.tower(pixels)
         if self.config.pool is not None:
             features = pool_grid(features, self.tower.grid, self.config.pool)
-        return self.projector(features)
+        x: Tensor = self.projector(features)  # (I, M, D)
+        if self.compressor is None:
+            return x
+        pictures = x.split(list(tiles) or [1] * len(x))
+        compressed = [self.compressor(picture.flatten(0, 1)[None], len(picture)) for picture in pictures]
+        return torch.cat(compressed, dim=1)[0]
 
     def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
         """ids (B, T), features (..., D) of all pictures in reading order -> (B, T, D).
@@ -82,10 +93,12 @@ class MMRWKV7(nn.Module):
         state: State | None = None,
         *,
         pixels: Pixels | None = None,
+        tiles: Sequence[int] = (),
         mask: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """ids (B, T), pixels of I pictures, mask (B, T) False where padded -> (logits (B, T, V) fp32, state)."""
-        features = None if pixels is None else self.encode(pixels)
+        """ids (B, T), pixels of I pictures or tiles, mask (B, T) False where padded -> (logits (B, T, V) fp32,
+        state)."""
+        features = None if pixels is None else self.encode(pixels, tiles)
         return self.lm(x=self.embed(ids, features), state=state, mask=mask)
 
 

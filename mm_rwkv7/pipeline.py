@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encoders.protocol import Pixels, move
+from encoders.protocol import move
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.generate import Decoder, prefill
 from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pile_tokenizer import PileTokenizer, tokenizer_file
-from mm_rwkv7.processor import Message, Processor
+from mm_rwkv7.processor import Batch, Message, Processor
 from mm_rwkv7.sampling import Sampler, Sampling
 from mm_rwkv7.state import State
 from mm_rwkv7.tokenizer import Tokenizer
@@ -89,13 +89,24 @@ class Stream:
 
 class Pipeline:
     """A model with its tokenizer and processor. States are values: one pipeline serves any number of
-    conversations, each of which holds its own state."""
+    conversations, each of which holds its own state.
 
-    def __init__(self, model: MMRWKV7, name: str = "model", load_s: float = 0.0, path: Path | None = None) -> None:
+    `pad_compat` pads the first prompt as VisualRWKV does, for comparison with it (see `generate.prefill`).
+    """
+
+    def __init__(
+        self,
+        model: MMRWKV7,
+        name: str = "model",
+        load_s: float = 0.0,
+        path: Path | None = None,
+        pad_compat: bool = False,
+    ) -> None:
         self.model = model.eval()
         self.path = path  # where the weights came from, None for a model made in memory
         self.name = name
         self.load_s = load_s
+        self.pad_compat = pad_compat
         self.tokenizer = _tokenizer(model.config, path)
         preprocess = None if model.tower is None else model.tower.preprocess
         self.processor = Processor(model.config, self.tokenizer, preprocess, model.image_tokens)
@@ -153,7 +164,7 @@ class Pipeline:
         began = time.perf_counter()
         batch = self.processor(messages, open_turn=state is not None and state.open_turn)
         template = self.model.config.template
-        return self._write(batch.ids, batch.pixels, sampling, state, began, template.stop, template.turn_end)
+        return self._write(batch, sampling, state, began, template.stop, template.turn_end)
 
     def generate(
         self,
@@ -165,7 +176,7 @@ class Pipeline:
         ids = self.tokenizer.encode(text)
         if not ids:
             raise ValueError("there is no text to continue")
-        return self._write(torch.tensor([ids]), None, sampling, state, time.perf_counter(), (), "").answer
+        return self._write(Batch(torch.tensor([ids])), sampling, state, time.perf_counter(), (), "").answer
 
     def caption(self, image: Any, sampling: Sampling = Sampling()) -> str:  # noqa: B008 - a frozen value
         """Describe one picture."""
@@ -179,21 +190,22 @@ class Pipeline:
         """Read messages without answering. After a message of pictures alone the turn stays open: any number of
         questions about them can be asked from the state that comes back."""
         batch = self.processor(messages, generate=False, open_turn=state is not None and state.open_turn)
-        _, after = self._read(batch.ids, batch.pixels, state)
+        _, after = self._read(batch, state)
         return replace(after, open_turn=batch.open_turn, model=self.fingerprint)
 
     def embed(self, content: str | Sequence[Message]) -> Tensor:
         """A text or messages as one vector (D,): what the head would read after the last token."""
         if isinstance(content, str):
-            ids, pixels = torch.tensor([self.tokenizer.encode(content)]), None
+            batch = Batch(torch.tensor([self.tokenizer.encode(content)]))
         else:
             batch = self.processor(content, generate=False)
-            ids, pixels = batch.ids, batch.pixels
-        return self._read(ids, pixels, None)[0][0].float()
+        return self._read(batch, None)[0][0].float()
 
-    def _read(self, ids: Tensor, pixels: Pixels | None, state: State | None) -> tuple[Tensor, State]:
-        features = None if pixels is None else self._encode(pixels)
-        return prefill(self.model, ids.to(self.device), self._ours(state), features)
+    def _read(self, batch: Batch, state: State | None) -> tuple[Tensor, State]:
+        return self._prefill(batch, self._ours(state), self._encode(batch))
+
+    def _prefill(self, batch: Batch, state: State | None, features: Tensor | None) -> tuple[Tensor, State]:
+        return prefill(self.model, batch.ids.to(self.device), state, features, pad_compat=self.pad_compat)
 
     def _ours(self, state: State | None) -> State | None:
         """A state that somebody saved or computed elsewhere, where this model can go on from it."""
@@ -204,13 +216,12 @@ class Pipeline:
         return state.map(lambda tensor: tensor.to(self.device))
 
     @torch.no_grad()
-    def _encode(self, pixels: Pixels) -> Tensor:
-        return self.model.encode(move(pixels, self.device))
+    def _encode(self, batch: Batch) -> Tensor | None:
+        return None if batch.pixels is None else self.model.encode(move(batch.pixels, self.device), batch.tiles)
 
     def _write(
         self,
-        ids: Tensor,
-        pixels: Pixels | None,
+        batch: Batch,
         sampling: Sampling,
         state: State | None,
         began: float,
@@ -220,9 +231,9 @@ class Pipeline:
         state = self._ours(state)
 
         def write(stream: Stream) -> Generator[str, None, Answer]:
-            features = None if pixels is None else self._encode(pixels)
+            features = self._encode(batch)
             encoded = self._clock()
-            hidden, read = prefill(self.model, ids.to(self.device), state, features)
+            hidden, read = self._prefill(batch, state, features)
             prefilled = self._clock()
             sampler = Sampler(sampling, self.tokenizer.size, self.device)
             limit = sampling.max_new_tokens or self.model.config.max_new_tokens
@@ -242,15 +253,15 @@ class Pipeline:
                 text += piece
                 if piece:
                     yield piece
-            media = int((ids == self.model.config.image_id).sum())
+            media = int((batch.ids == self.model.config.image_id).sum())
             written = len(decoder.tokens)
             return Answer(
                 text,
                 decoder.finish_reason,
-                Usage(ids.shape[1] - media, media, written),
+                Usage(batch.ids.shape[1] - media, media, written),
                 Timings(
                     self.load_s,
-                    encoded - began if pixels is not None else 0.0,
+                    encoded - began if batch.pixels is not None else 0.0,
                     prefilled - encoded,
                     (first or prefilled) - began,
                     written / decode_s if decode_s else 0.0,

@@ -32,12 +32,14 @@ class Picture:
 @dataclass(frozen=True)
 class Batch:
     """What the model reads: `ids` (B, T) int64; `mask` (B, T) bool, False where padded, None when nothing is;
-    `pixels` in the order of their placeholders, None without pictures. `open_turn` says that it ends with a picture in
+    `pixels` in the order of their placeholders, None without pictures; `tiles`, how many of them each picture was cut
+    into. `open_turn` says that it ends with a picture in
     a user's turn that has no words yet."""
 
     ids: Tensor
     mask: Tensor | None = None
     pixels: Pixels | None = None
+    tiles: tuple[int, ...] = ()
     open_turn: bool = False
 
 
@@ -55,6 +57,7 @@ class Processor:
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.tiling = config.tiling
+        self.per_tile = config.compressor is None or config.compressor.per_tile
         self.image_tokens = image_tokens
 
     def __call__(self, messages: Sequence[Message], generate: bool = True, open_turn: bool = False) -> Batch:
@@ -67,16 +70,24 @@ class Processor:
         """
         ids: list[int] = []
         pixels: list[Pixels] = []
+        tiles: list[int] = []
         segments = self.segments(messages, generate, open_turn)
         for segment in segments:
             if isinstance(segment, Picture):
                 parts = self.parts(segment.source)
-                ids += [self.tokenizer.image_id] * (self.image_tokens * len(parts))
+                ids += self.placeholders(len(parts))
                 pixels.append(self._prepare(parts))
+                tiles.append(len(parts))
             else:
                 ids += self.tokenizer.encode(segment)
         joined = join(pixels) if pixels else None
-        return Batch(torch.tensor([ids]), pixels=joined, open_turn=isinstance(segments[-1], Picture))
+        return Batch(torch.tensor([ids]), None, joined, tuple(tiles), isinstance(segments[-1], Picture))
+
+    def placeholders(self, tiles: int = 1) -> list[int]:
+        """The ids that stand for a picture of so many tiles."""
+        start, end = ([] if mark is None else [mark] for mark in (self.template.image_start, self.template.image_end))
+        count = self.image_tokens * (tiles if self.per_tile else 1)
+        return [*start, *[self.tokenizer.image_id] * count, *end]
 
     def pixels(self, source: PictureSource) -> Pixels:
         """One picture, or its tiles, as the tower's input."""
@@ -101,7 +112,8 @@ class Processor:
         rows = [F.pad(batch.ids, (0, longest - batch.ids.shape[1]), value=self.tokenizer.end_id) for batch in batches]
         mask = torch.arange(longest) < lengths[:, None]  # (B, T)
         pixels = [batch.pixels for batch in batches if batch.pixels is not None]
-        return Batch(torch.cat(rows), None if mask.all() else mask, join(pixels) if pixels else None)
+        tiles = tuple(count for batch in batches for count in batch.tiles)
+        return Batch(torch.cat(rows), None if mask.all() else mask, join(pixels) if pixels else None, tiles)
 
     def segments(
         self, messages: Sequence[Message], generate: bool = True, open_turn: bool = False
@@ -142,23 +154,28 @@ class Processor:
         text = "".join(part for part in parts if isinstance(part, str))
         if role == "system":
             return [self.template.system + text + self.template.turn_end]
-        return [self.template.assistant, (f" {text}" if text else "") + self.template.turn_end]
+        return [self.template.assistant, (self.template.answer + text if text else "") + self.template.turn_end]
 
     def _user_turn(self, parts: list[str | Picture], continued: bool) -> list[str | Picture]:
         if not parts:
             raise ValueError("the question is empty")
-        before, _, after = self.template.image.partition("{image}")
+        if self.preprocess is None and any(isinstance(part, Picture) for part in parts):
+            raise ValueError("this model has no vision tower, it cannot read pictures")
+        template = self.template
+        if template.images_first:
+            pictures = [part for part in parts if isinstance(part, Picture)]
+            words = "\n".join(part for part in parts if isinstance(part, str))
+            return [*pictures, template.user + words + template.turn_end]
+        before, _, after = template.image.partition("{image}")
         segments: list[str | Picture] = []
-        text = after if continued else self.template.user
+        text = after if continued else template.user
         for part in parts:
             if isinstance(part, Picture):
-                if self.preprocess is None:
-                    raise ValueError("this model has no vision tower, it cannot read pictures")
                 segments += [text + before, part]
                 text = after
             else:
                 text += part
-        return [*segments, text + self.template.turn_end]
+        return [*segments, text + template.turn_end]
 
 
 def _has_words(content: Any) -> bool:

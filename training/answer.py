@@ -33,7 +33,7 @@ class AnswerStage(Stage):
         before, *_ = turns(processor, "?", "?")
         self.prefix = processor.tokenizer.encode(before)
         if not blind:
-            self.prefix += [processor.tokenizer.image_id] * processor.image_tokens
+            self.prefix += processor.placeholders()
 
     def collate(self, drawn: Sequence[tuple[str, Sample]], rng: random.Random) -> dict[str, Any]:
         rows = [

@@ -30,7 +30,7 @@ _JINJA = """
 {%- endfor -%}
 {%- for line in part["text"].strip().splitlines() if line.strip() -%}
 {{- turn.after -}}
-{%- if turn.line -%}{{- "\\n" -}}{%- elif role == "assistant" -%}{{- " " -}}{%- endif -%}
+{%- if turn.line -%}{{- "\\n" -}}{%- elif role == "assistant" -%}{{- ANSWER -}}{%- endif -%}
 {{- line -}}
 {%- set turn.after, turn.line, turn.words, turn.empty = "", true, true, false -%}
 {%- endfor -%}
@@ -61,12 +61,15 @@ def chat_template(template: PromptTemplate, tokenizer: MMRWKV7Tokenizer) -> str:
     starts = (template.system, template.user, template.assistant)
     for left, right in [*((template.turn_end, start) for start in starts), (template.assistant, template.turn_end)]:
         _check_seam(left, right, tokenizer)
-    _check_seam(template.assistant, " ", tokenizer)
+    _check_seam(template.assistant, template.answer, tokenizer)
+    if template.images_first or template.image_start is not None or template.image_end is not None:
+        raise ValueError("the prompt template sets pictures before the turn or between marks, no jinja here does")
     before, _, after = template.image.partition("{image}")
     texts = {
         "SYSTEM": template.system,
         "USER": template.user,
         "ASSISTANT": template.assistant,
+        "ANSWER": template.answer,
         "TURN_END": template.turn_end,
         "BEFORE_IMAGE": before,
         "AFTER_IMAGE": after,

@@ -15,13 +15,15 @@ from mm_rwkv7.interop.files import Stored
 class Checkpoint:
     """A checkpoint of any format as `MMRWKV7(config)` takes it: `tensors` under the names of that module's parameters,
     still in the file (memory-mapped) and of the types stored there. What a format does not know keeps its own name,
-    for the strict load to report. `spell` turns one of our names into the file's, for messages."""
+    for the strict load to report. `spell` turns one of our names into the file's, for messages. With `fetch_tower` the
+    file leaves out the tower, whose published weights are fetched by name when the model is built."""
 
     format: str
     config: MMConfig
     tensors: Mapping[str, Tensor]
     path: Path
     spell: Callable[[str], str] = str
+    fetch_tower: bool = False
 
 
 class Format(Protocol):

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from mm_rwkv7.interop import hf, native, text
+from mm_rwkv7.interop import hf, native, text, visualrwkv, worldrwkv
 from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.format import Checkpoint, Format
 from mm_rwkv7.interop.language import refuse_variants, unrecognised
 
 # The first that recognises a file opens it: a model that sees also holds what is recognised as a language model.
-FORMATS: tuple[Format, ...] = (native, hf, text)
+FORMATS: tuple[Format, ...] = (native, hf, visualrwkv, worldrwkv, text)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -81,7 +81,7 @@ def test_a_picture_is_read_once_for_lines_in_a_row(
 ) -> None:
     encoded: list[int] = []
     encode = pipeline.model.encode
-    monkeypatch.setattr(pipeline.model, "encode", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
+    monkeypatch.setattr(pipeline.model, "encode", lambda pixels, tiles: encoded.append(len(pixels)) or encode(pixels))
     red, blue = ({"question": "What?", "image": f"{name}.png"} for name in ("red", "blue"))
     results = _answers(pipeline, folder, red, red, red, blue, red)
     assert encoded == [1, 1, 1]

@@ -48,7 +48,7 @@ def test_a_follow_up_starts_from_the_last_answer(pipeline: Pipeline, pictures: P
 def test_a_picture_is_read_once(pipeline: Pipeline, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
     encode = pipeline.model.encode
-    monkeypatch.setattr(pipeline.model, "encode", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
+    monkeypatch.setattr(pipeline.model, "encode", lambda pixels, tiles: encoded.append(len(pixels)) or encode(pixels))
     conversation = Conversation(pipeline)
     read = []
     for _ in range(3):

@@ -20,7 +20,7 @@ from mm_rwkv7.tokenizer import IMAGE_TOKEN
 FULL = MMConfig(
     RWKV7Config(3, 128, 2, head_size=32, ffn_width=100, iclr_multiplier=2.0),
     TimmTowerConfig("resnet10t", 96, {"output_stride": 16}),
-    ProjectorConfig(512, 64, positions=36, summary=True),
+    ProjectorConfig(512, 64, positions=(6, 6), summary=True),
     (0, 9, IMAGE_TOKEN),
     PromptTemplate(system="Σ: ", stop=("\n\n", "###")),
     max_new_tokens=7,
