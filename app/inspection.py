@@ -31,7 +31,8 @@ class Inspected:
         lines = [f"format     {self.format}", f"sizes      {sizes}"]
         for name, part in self.parts.items():
             lines.append(f"{name:10} {part.parameters:,} parameters, {part.dtype}")
-        lines += [f"tower      {name}" for name in [(self.config["tower"] or {}).get("name")] if name]
+        towers = (self.config["tower"] or {}).get("towers", [self.config["tower"]])
+        lines += [f"tower      {tower.get('name') or tower['kind']}" for tower in towers if tower]
         vocabulary = self.config["vocabulary"]
         kept = f", {len(vocabulary)} ids kept" if vocabulary else ""
         lines.append(f"tokenizer  {self.config['tokenizer'] or 'unknown'}{kept}")

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -64,6 +64,19 @@ def build(opened: Checkpoint, dtype: torch.dtype | None) -> MMRWKV7:
         tensors |= {f"tower.{name}": tensor for name, tensor in published.items()}
     load_strictly(model, tensors, opened.path, dtype, spell=opened.spell)
     return model.eval()
+
+
+class Fingerprint:
+    """`str` of it is the model's fingerprint, which is computed the first time that somebody wants it."""
+
+    def __init__(self, compute: Callable[[], str]) -> None:
+        self._compute = compute
+        self._known: str | None = None
+
+    def __str__(self) -> str:
+        if self._known is None:
+            self._known = self._compute()
+        return self._known
 
 
 def fingerprint(config: MMConfig, tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from encoders.protocol import move
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.generate import Decoder, prefill
+from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pile_tokenizer import PileTokenizer, tokenizer_file
@@ -99,15 +99,16 @@ class Pipeline:
         model: MMRWKV7,
         name: str = "model",
         load_s: float = 0.0,
-        path: Path | None = None,
+        opened: Checkpoint | None = None,
         pad_compat: bool = False,
     ) -> None:
         self.model = model.eval()
-        self.path = path  # where the weights came from, None for a model made in memory
+        self.opened = opened  # where the weights came from, None for a model made in memory
         self.name = name
         self.load_s = load_s
         self.pad_compat = pad_compat
-        self.tokenizer = _tokenizer(model.config, path)
+        self._name_of_states = checkpoint.Fingerprint(self._compute_fingerprint)
+        self.tokenizer = _tokenizer(model.config, None if opened is None else opened.path)
         preprocess = None if model.tower is None else model.tower.preprocess
         self.processor = Processor(model.config, self.tokenizer, preprocess, model.image_tokens)
 
@@ -119,16 +120,18 @@ class Pipeline:
         `interop.opening` knows."""
         began = time.perf_counter()
         where = choose_device(device)
-        path = locate(model)
-        loaded = checkpoint.load(path, choose_dtype(dtype, where)).to(where)
-        return cls(loaded, os.fspath(model), time.perf_counter() - began, path)
+        opened = open_checkpoint(locate(model))
+        loaded = checkpoint.build(opened, choose_dtype(dtype, where)).to(where)
+        return cls(loaded, os.fspath(model), time.perf_counter() - began, opened)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """sha256 of the config and the weights; states carry it."""
-        if self.path is None:
-            return checkpoint.fingerprint(self.model.config, self.model.state_dict().items())
-        return checkpoint.fingerprint(self.model.config, open_checkpoint(self.path).tensors.items())
+        """sha256 of the config and the weights; states carry it. The first call reads the whole model."""
+        return str(self._name_of_states)
+
+    def _compute_fingerprint(self) -> str:
+        tensors = self.model.state_dict() if self.opened is None else self.opened.tensors
+        return checkpoint.fingerprint(self.model.config, tensors.items())
 
     @property
     def device(self) -> torch.device:
@@ -191,7 +194,7 @@ class Pipeline:
         questions about them can be asked from the state that comes back."""
         batch = self.processor(messages, generate=False, open_turn=state is not None and state.open_turn)
         _, after = self._read(batch, state)
-        return replace(after, open_turn=batch.open_turn, model=self.fingerprint)
+        return replace(after, open_turn=batch.open_turn, model=self._name_of_states)
 
     def embed(self, content: str | Sequence[Message]) -> Tensor:
         """A text or messages as one vector (D,): what the head would read after the last token."""
@@ -211,8 +214,8 @@ class Pipeline:
         """A state that somebody saved or computed elsewhere, where this model can go on from it."""
         if state is None:
             return None
-        if state.model not in ("", self.fingerprint):
-            raise ValueError(f"the state belongs to model {state.model[:12]}..., this is {self.fingerprint[:12]}...")
+        if state.model is not self._name_of_states and str(state.model) not in ("", self.fingerprint):
+            raise ValueError(f"the state is of model {str(state.model)[:12]}..., this is {self.fingerprint[:12]}...")
         return state.map(lambda tensor: tensor.to(self.device))
 
     @torch.no_grad()
@@ -279,7 +282,7 @@ class Pipeline:
 
     def _closed(self, decoder: Decoder, turn_end: str) -> State:
         """The state after the answer, its turn ended as the template ends turns, whatever ended the writing."""
-        state = replace(decoder.state, open_turn=False, model=self.fingerprint)
+        state = replace(decoder.state, open_turn=False, model=self._name_of_states)
         if not turn_end or turn_end in self.tokenizer.decode(decoder.tokens):
             return state
         ids = torch.tensor([self.tokenizer.encode(turn_end)], device=self.device)

@@ -95,8 +95,9 @@ class PerceptronProjector(Projector):
         self.down = nn.Linear(config.hidden_width, output_width)
         self.ln_out = nn.LayerNorm(output_width)
         # At half the scale of the features: vectors that begin at zero stay too small to be heard beside them.
-        vectors = [nn.Parameter(torch.randn(count, output_width) / 3) for count in config.positions]
-        self.rows, self.columns = vectors or (None, None)
+        rows, columns = config.positions or (0, 0)
+        self.rows = nn.Parameter(torch.randn(rows, output_width) / 3) if rows else None
+        self.columns = nn.Parameter(torch.randn(columns, output_width) / 3) if columns else None
 
     def tokens(self, cells: int) -> int:
         if self.rows is not None and self.columns is not None and len(self.rows) * len(self.columns) != cells:

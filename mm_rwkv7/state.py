@@ -27,14 +27,14 @@ class State:
     """The recurrent state of every layer. Models return a new one; they never change one that they were given.
 
     `tokens_seen` counts the steps read, padded ones included. `open_turn` marks a state that ends with a picture
-    in a user's turn, to which the question is still to come. `model` is the fingerprint of the model that read it,
-    "" where nobody said.
+    in a user's turn, to which the question is still to come. `str(model)` is the fingerprint of the model that read it,
+    "" where nobody said; it need not be known before somebody asks, because finding it out reads every weight.
     """
 
     layers: tuple[LayerState, ...]
     tokens_seen: int = 0
     open_turn: bool = False
-    model: str = ""
+    model: object = ""
 
     @classmethod
     def zeros(
@@ -71,7 +71,7 @@ class State:
             for i, layer in enumerate(self.layers)
             for name, tensor in layer._asdict().items()
         }
-        metadata = {"format": FORMAT, "model": self.model, "tokens_seen": str(self.tokens_seen)}
+        metadata = {"format": FORMAT, "model": str(self.model), "tokens_seen": str(self.tokens_seen)}
         metadata["open_turn"] = str(int(self.open_turn))
         path = Path(path)
         handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")

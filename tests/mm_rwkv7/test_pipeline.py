@@ -86,7 +86,7 @@ def test_a_saved_picture_is_asked_later(pipe: Pipeline, tmp_path: Path) -> None:
 
 def test_a_state_of_another_model_is_not_gone_on_from(pipe: Pipeline) -> None:
     foreign = dataclasses.replace(pipe.prefill(look(NOISE)), model="0123456789abcdef")
-    with pytest.raises(ValueError, match=r"belongs to model 0123456789ab\.\.\., this is"):
+    with pytest.raises(ValueError, match=r"is of model 0123456789ab\.\.\., this is"):
         pipe.ask(QUESTIONS[0], state=foreign)
 
 

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mm_rwkv7 import checkpoint
 from mm_rwkv7.pipeline import Pipeline, question_about
 from mm_rwkv7.processor import Batch
 from tests.mm_rwkv7.interop import seeded
@@ -22,7 +21,7 @@ def saved(shapes: seeded.Shapes, path: Path) -> Path:
 
 
 def opened(path: Path) -> Pipeline:
-    return Pipeline(checkpoint.load(path), path=path)
+    return Pipeline.from_pretrained(path, "cpu", "fp32")
 
 
 def golden(name: str) -> dict[str, Tensor]:
