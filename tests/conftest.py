@@ -29,9 +29,10 @@ def make_model(max_new_tokens: int) -> "MMRWKV7":
 
     from encoders.timm_tower import TimmTowerConfig
     from mm_rwkv7.config import MMConfig
+    from mm_rwkv7.initialisation import initialise
     from mm_rwkv7.model import MMRWKV7
     from mm_rwkv7.projector import ProjectorConfig
-    from mm_rwkv7.rwkv7 import RWKV7Config, initialise
+    from mm_rwkv7.rwkv7 import RWKV7Config
     from mm_rwkv7.tokenizer import Tokenizer
 
     vocabulary = Tokenizer.trim(TEXTS)

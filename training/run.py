@@ -9,10 +9,10 @@ import torch
 from encoders.timm_tower import TimmTower
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
+from mm_rwkv7.initialisation import initialise
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Processor
-from mm_rwkv7.rwkv7 import initialise
 from mm_rwkv7.tokenizer import Tokenizer
 from training.answer import AnswerStage, turns
 from training.config import RunConfig, StageConfig

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from mm_rwkv7.config import MMConfig
+from mm_rwkv7.initialisation import initialise_block
 from mm_rwkv7.interop import blinkdl
 from mm_rwkv7.interop.files import Stored
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.variants import RWKV6, variant
-from mm_rwkv7.rwkv7 import Block, RWKV7Config, initialise_block
+from mm_rwkv7.rwkv7 import Block, RWKV7Config
 from mm_rwkv7.tokenizer import tokenizer_for
 
 CARRIED = re.compile(

@@ -11,10 +11,11 @@ from encoders.tiling import Tiling
 from encoders.timm_tower import TimmTowerConfig
 from encoders.transformers_tower import TransformersTowerConfig
 from mm_rwkv7.config import MMConfig
+from mm_rwkv7.initialisation import initialise
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.projector import ProjectorConfig
-from mm_rwkv7.rwkv7 import RWKV7Config, initialise
+from mm_rwkv7.rwkv7 import RWKV7Config
 from mm_rwkv7.tokenizer import IMAGE_TOKEN
 
 

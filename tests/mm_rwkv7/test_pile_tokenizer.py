@@ -81,8 +81,9 @@ def test_a_pile_model_answers_with_the_tokenizer_beside_it(bpe: Bpe, pile_model:
 
 @pytest.fixture
 def pile_model(tmp_path: Path) -> Path:
+    from mm_rwkv7.initialisation import initialise
     from mm_rwkv7.interop import blinkdl
-    from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config, initialise
+    from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config
 
     model = RWKV7(RWKV7Config(ROWS, 64, 2, decay_rank=8, iclr_rank=8, value_rank=8, gate_rank=8))
     torch.manual_seed(0)

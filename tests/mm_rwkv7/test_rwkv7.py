@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mm_rwkv7.initialisation import initialise
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config, initialise
+from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config
 from mm_rwkv7.state import State
 
 CONFIG = RWKV7Config(
