@@ -78,6 +78,10 @@ class Fingerprint:
             self._known = self._compute()
         return self._known
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Copies and pickles take the fingerprint along, not the model."""
+        return str, (str(self),)
+
 
 def fingerprint(config: MMConfig, tensors: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 over the config and every tensor's name, shape and bytes as stored: equal if two models answer alike,

@@ -40,6 +40,12 @@ class PromptTemplate:
     image_start: int | None = None
     image_end: int | None = None
 
+    def __post_init__(self) -> None:
+        if not all(self.stop):
+            raise ValueError("an empty stop text would end every answer before it begins")
+        if self.image.count("{image}") != 1:
+            raise ValueError(f"the template's image is {self.image!r}, expected {{image}} in it once")
+
 
 @dataclass(frozen=True)
 class MMConfig:
@@ -65,6 +71,8 @@ class MMConfig:
     compressor: CompressorConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
         if (self.tower is None) != (self.projector is None):
             raise ValueError("a tower needs a projector and a projector needs a tower")
         if self.tower is None and (self.pool or self.tiling or self.compressor):

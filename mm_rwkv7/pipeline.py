@@ -102,6 +102,8 @@ class Pipeline:
         opened: Checkpoint | None = None,
         pad_compat: bool = False,
     ) -> None:
+        if pad_compat and (model.config.tokenizer != "world" or model.config.vocabulary is not None):
+            raise ValueError("pad_compat pads with an id of the whole World vocabulary, which this model does not have")
         self.model = model.eval()
         self.opened = opened  # where the weights came from, None for a model made in memory
         self.name = name
@@ -114,7 +116,11 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | os.PathLike[str] = "nano", device: str = "auto", dtype: str = "auto"
+        cls,
+        model: str | os.PathLike[str] = "nano",
+        device: str = "auto",
+        dtype: str = "auto",
+        pad_compat: bool = False,
     ) -> "Pipeline":
         """`model`: "nano" (bundled), "hf:owner/repo", "hf:owner/repo/file", or a folder or file of any format that
         `interop.opening` knows."""
@@ -122,7 +128,7 @@ class Pipeline:
         where = choose_device(device)
         opened = open_checkpoint(locate(model))
         loaded = checkpoint.build(opened, choose_dtype(dtype, where)).to(where)
-        return cls(loaded, os.fspath(model), time.perf_counter() - began, opened)
+        return cls(loaded, os.fspath(model), time.perf_counter() - began, opened, pad_compat)
 
     @property
     def fingerprint(self) -> str:
@@ -302,6 +308,8 @@ def _tokenizer(config: MMConfig, path: Path | None) -> Tokenizer:
 
 def question_about(question: str, images: Sequence[Any] = (), audio: Sequence[Any] = ()) -> list[Message]:
     """One user message: the media in order, then the question."""
+    if isinstance(images, str | bytes):
+        raise ValueError(f"images is {images!r:.80}, expected a list of pictures")
     parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     parts += [{"type": "audio", "audio": sound} for sound in audio]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]

@@ -24,8 +24,12 @@ class ProjectorConfig:
     kind: str = "mlp"
 
     def __post_init__(self) -> None:
-        if len(self.positions) not in (0, 2):
+        if len(self.positions) not in (0, 2) or min(self.positions, default=1) < 1:
             raise ValueError(f"positions are {list(self.positions)}, expected rows and columns, or none")
+        if min(self.input_width, self.hidden_width) < 1:
+            raise ValueError(
+                f"the projector has widths {self.input_width} and {self.hidden_width}, expected at least 1"
+            )
 
 
 @dataclass(frozen=True)

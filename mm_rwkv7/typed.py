@@ -17,7 +17,7 @@ def build(kind: Any, value: Any, where: str = "config") -> Any:
             raise ValueError(f"{where} is {value!r}, expected the fields of {kind.__name__}")
         hints = typing.get_type_hints(kind)
         known = {field.name for field in dataclasses.fields(kind)}
-        if unknown := sorted(set(value) - known):
+        if unknown := sorted(map(str, set(value) - known)):
             raise ValueError(f"{where} has unknown fields {unknown}, expected some of {sorted(known)}")
         required = {field.name for field in dataclasses.fields(kind) if _has_no_default(field)}
         if missing := sorted(required - set(value)):

@@ -30,6 +30,8 @@ class AnswerStage(Stage):
         self.blind = blind
         if model.config.tiling is not None:
             raise ValueError("the model cuts pictures into tiles, but training reads every picture as one")
+        if processor.template.images_first:
+            raise ValueError("the template puts pictures before the turn, but training reads them inside it")
         before, *_ = turns(processor, "?", "?")
         self.prefix = processor.tokenizer.encode(before)
         if not blind:

@@ -101,11 +101,17 @@ class Table:
 
         if not path.is_file():
             raise ValueError(f"{path} is missing; the data folder is described in docs/training.md")
-        rows = parquet.read_table(path).to_pylist()
-        for row in rows:
-            row["name"] = row.get("name") or row["image"]["path"]
-            row["image"] = Image.open(io.BytesIO(row["image"]["bytes"]))
-            row["image"].load()
+        try:
+            rows = parquet.read_table(path).to_pylist()
+        except ValueError as error:  # pyarrow's own errors are ValueErrors
+            raise ValueError(f"{path} is no parquet table: {error}") from error
+        for number, row in enumerate(rows):
+            try:
+                row["name"] = row.get("name") or row["image"]["path"]
+                row["image"] = Image.open(io.BytesIO(row["image"]["bytes"]))
+                row["image"].load()
+            except (KeyError, TypeError, OSError) as error:
+                raise ValueError(f"{path}, row {number}: no picture in column image: {error!r}") from error
         return cls(rows, keeps_out)
 
 
@@ -138,7 +144,7 @@ class Emoji:
         canvas = Image.new("RGB", (self.CANVAS, self.CANVAS), tuple(rng.randrange(256) for _ in range(3)))
         corner = (self.CANVAS - side) // 2
         canvas.paste(picture, (corner + rng.randint(-4, 4), corner + rng.randint(-4, 4)), picture)
-        name, aliases = row["name"], tuple(row["aliases"])
+        name, aliases = row["name"], tuple(row.get("aliases") or ())
         return Sample(canvas, f"an emoji of {name}", (("What is this emoji?", name),), label=name, aliases=aliases)
 
 

@@ -86,6 +86,11 @@ def test_the_image_placeholder_is_found_in_a_trimmed_vocabulary() -> None:
         (("tiling",), {"side": 0}, "side 0"),
         (("tower", "options"), 3, r"tower\.options"),
         (("lm",), [], r"lm.*RWKV7Config"),
+        (("template", "stop"), [""], "empty stop text"),
+        (("template", "image"), "picture", r"\{image\} in it once"),
+        (("max_new_tokens",), -3, "max_new_tokens is -3"),
+        (("projector", "hidden_width"), -1, "widths 512 and -1"),
+        (("projector", "positions"), [-6, -6], r"positions are \[-6, -6\]"),
         (("format",), "mm-rwkv7/99", "format"),
     ],
 )

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -234,3 +235,21 @@ def test_devices_and_precisions() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device"):
             choose_device("cuda")
+
+
+def test_a_state_travels_without_its_model(pipe: Pipeline) -> None:
+    state = pipe.prefill(look(NOISE))
+    size = sum(tensor.nbytes for layer in state.layers for tensor in layer)
+    copy = pickle.dumps(state)
+    assert len(copy) < 2 * size + 10_000
+    assert pickle.loads(copy).model == pipe.fingerprint
+
+
+def test_padding_for_comparison_needs_the_whole_vocabulary(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="whole World vocabulary"):
+        Pipeline.from_pretrained(tiny_checkpoint, "cpu", "fp32", pad_compat=True)
+
+
+def test_one_path_is_no_list_of_pictures(pipe: Pipeline) -> None:
+    with pytest.raises(ValueError, match="expected a list of pictures"):
+        pipe.ask("What is this?", "photo.jpg")

@@ -114,3 +114,17 @@ def test_a_crop_is_a_part_of_the_picture(smallest: float) -> None:
         assert (crop.size, crop.mode) == ((48, 48), "RGB")
     again = random_crop(picture, random.Random(19), 48, smallest)
     assert again.tobytes() == crop.tobytes()
+
+
+def test_a_broken_table_or_picture_is_named(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    file = tmp_path / "flowers/train.parquet"
+    file.parent.mkdir()
+    file.write_text("no parquet")
+    with pytest.raises(ValueError, match=r"train\.parquet is no parquet table"):
+        Flowers(tmp_path, SIZE)
+    pyarrow.write_table(pa.Table.from_pylist([{"image": {"bytes": b"no picture", "path": "a"}, "label": "rose"}]), file)
+    with pytest.raises(ValueError, match=r"train\.parquet, row 0: no picture"):
+        Flowers(tmp_path, SIZE)
