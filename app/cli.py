@@ -281,6 +281,8 @@ def convert(
         print("carried over:", *done.start.carried, file=sys.stderr)
         print("begun anew:", *done.start.initialised, file=sys.stderr)
         print("left behind:", *done.start.dropped, file=sys.stderr)
+    if done.lost is not None:
+        print(done.lost, file=sys.stderr)
     if as_json:
         _print_json({"format": done.format, "out": str(done.out), "parameters": done.parameters})
     else:

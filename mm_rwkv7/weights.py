@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,8 +66,9 @@ def load_strictly(
     spell: Callable[[str], str] = str,
 ) -> None:
     """Give `module`, whose parameters may be on the meta device, exactly these tensors, cast to `dtype` and moved to
-    `device` one by one. A ValueError, in which `spell` turns names into those of the file, lists every missing,
-    unexpected and misshapen one before any is read; another one names a tensor with NaN or infinities."""
+    `device` one by one; none shares its memory with another. A ValueError, in which `spell` turns names into those of
+    the file, lists every missing, unexpected and misshapen one before any is read; another one names a tensor with NaN
+    or infinities."""
     wanted = module.state_dict()
     problems = [f"missing {spell(name)}" for name in wanted if name not in tensors]
     problems += [f"unexpected {spell(name)}" for name in tensors if name not in wanted]
@@ -78,10 +80,13 @@ def load_strictly(
     if problems:
         raise ValueError(f"{source} does not fit: " + "; ".join(problems))
     filled = {}
+    sharing = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
     for name in wanted:
         tensor = tensors[name] if dtype is None else cast_weight(name, tensors[name], dtype)
         _check_finite(tensors[name], tensor, f"{source}: {spell(name)}")
-        filled[name] = tensor.to(device or tensor.device).contiguous()
+        tensor = tensor.to(device or tensor.device).contiguous()
+        # A tensor alone is saved, and trained, without the others of a file that lie in the same memory.
+        filled[name] = tensor.clone() if sharing[tensor.untyped_storage().data_ptr()] > 1 else tensor
     module.load_state_dict(filled, assign=True)
 
 
@@ -101,6 +106,7 @@ def _is_finite(tensor: Tensor) -> bool:
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A new folder beside `target` to write to, which takes its place when the block ends well."""
+    target = target.resolve()  # the folder itself where a link or "." names it
     target.parent.mkdir(parents=True, exist_ok=True)
     old = target.with_name(f".{target.name}-old")
     if old.exists() and not target.exists():  # a kill came between the two renames below

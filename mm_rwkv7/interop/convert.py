@@ -26,12 +26,22 @@ OURS = ("config.json", "README.md", *NAMES)  # and model*.safetensors with its i
 @dataclass(frozen=True)
 class Converted:
     """What was read (its format), what was written where, and the number of its parameters. `start` says what a warm
-    start carried over."""
+    start carried over, and `lost` what the written file cannot hold and a reader has to know."""
 
     format: str
     out: Path
     parameters: int
     start: WarmStart | None = None
+    lost: str | None = None
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One value of `to`. `check` raises ValueError where nothing may be written to a path, and `write` writes the model
+    and returns what of it was written."""
+
+    check: Callable[[Path], None]
+    write: Callable[[MMRWKV7, Checkpoint, Path, str], nn.Module]
 
 
 def convert(source: Path, out: Path, to: str = "native", warm: bool = False) -> Converted:
@@ -44,16 +54,24 @@ def convert(source: Path, out: Path, to: str = "native", warm: bool = False) -> 
         raise ValueError(f"cannot convert to {to!r}, expected one of {', '.join(WRITERS)}")
     if out.exists() and out.resolve() == source.resolve():
         raise ValueError(f"{out} would replace what it is made from: name another place")
+    WRITERS[to].check(out)  # before gigabytes are read
     start = warm_start(read(source)) if warm else None
     opened = start.checkpoint if start else open_checkpoint(source)
     model = checkpoint.build(opened, dtype=None)
-    written = WRITERS[to](model, opened, out, _card(opened, start))
-    return Converted(opened.format, out, sum(parameter.numel() for parameter in written.parameters()), start)
+    written = WRITERS[to].write(model, opened, out, _card(opened, start))
+    parameters = sum(parameter.numel() for parameter in written.parameters())
+    lost = None
+    if to == "blinkdl" and (kept := opened.config.vocabulary) is not None:
+        lost = f"{out} cannot say which {len(kept)} World ids its rows stand for: keep the list of {opened.path}"
+    return Converted(opened.format, out, parameters, start, lost)
+
+
+def _check_native(out: Path) -> None:
+    if out.exists() and not _is_ours(out):
+        raise ValueError(f"{out} exists and is not (only) a checkpoint of mm-rwkv7: name another place")
 
 
 def _write_native(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> nn.Module:
-    if out.exists() and not _is_ours(out):
-        raise ValueError(f"{out} exists and is not (only) a checkpoint of mm-rwkv7: name another place")
     beside = opened.path if opened.path.is_dir() else opened.path.parent
     tokenizers = [beside / name for name in NAMES if opened.config.tokenizer == "pile" and (beside / name).is_file()]
     checkpoint.save(model, out, card, beside=tokenizers[:1])
@@ -77,11 +95,16 @@ def _is_native(config: Path) -> bool:
     return True
 
 
-def _write_blinkdl(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> nn.Module:
+def _check_blinkdl(out: Path) -> None:
     if out.suffix != ".pth":
         raise ValueError(f"{out} does not end in .pth, as a file under BlinkDL's names does")
     if out.exists():
         raise ValueError(f"{out} exists: remove it or name another place")
+
+
+def _write_blinkdl(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> nn.Module:
+    if (multiplier := model.config.lm.iclr_multiplier) != 1:
+        raise ValueError(f"{opened.path} has iclr_multiplier {multiplier}; a file under BlinkDL's names says 1")
     out.parent.mkdir(parents=True, exist_ok=True)
     # A tensor that is part of a mapped file would take the whole file with it.
     tensors = {name: tensor.clone() for name, tensor in blinkdl.theirs(model.lm.state_dict()).items()}
@@ -96,25 +119,28 @@ def _write_blinkdl(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> 
     return model.lm
 
 
+def _check_hf(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out} exists: remove it or name another place")
+
+
 def _write_hf(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> nn.Module:
     from mm_rwkv7.hf.folder import export
 
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out} exists: remove it or name another place")
     export(model, out, card)
     return model
 
 
-# What `--to` may name; each writes the model and returns what of it was written.
-WRITERS: dict[str, Callable[[MMRWKV7, Checkpoint, Path, str], nn.Module]] = {
-    "native": _write_native,
-    "blinkdl": _write_blinkdl,
-    "hf": _write_hf,
+WRITERS = {
+    "native": Writer(_check_native, _write_native),
+    "blinkdl": Writer(_check_blinkdl, _write_blinkdl),
+    "hf": Writer(_check_hf, _write_hf),
 }
 
 
 def _card(opened: Checkpoint, start: WarmStart | None) -> str:
-    card = f"# {opened.path.stem}\n\nConverted by mm-rwkv7 from `{opened.path.name}` ({opened.format}).\n"
+    title = opened.path.name if opened.path.is_dir() else opened.path.stem
+    card = f"# {title}\n\nConverted by mm-rwkv7 from `{opened.path.name}` ({opened.format}).\n"
     if start is None:
         return card
     lists = (("Carried over", start.carried), ("Begun anew", start.initialised), ("Left behind", start.dropped))

@@ -133,6 +133,20 @@ def test_saving_again_replaces_the_folder(tiny_model: MMRWKV7, tmp_path: Path) -
     assert list(folder.parent.iterdir()) == [folder]
 
 
+def test_a_link_and_a_dot_name_the_folder_itself(
+    tiny_model: MMRWKV7, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "there/model"
+    checkpoint.save(tiny_model, folder, "one")
+    (tmp_path / "link").symlink_to(folder)
+    checkpoint.save(tiny_model, tmp_path / "link", "two")
+    assert (tmp_path / "link").is_symlink()
+    assert (folder / "README.md").read_text() == "two"
+    monkeypatch.chdir(folder)
+    checkpoint.save(tiny_model, ".", "three")
+    assert (folder / "README.md").read_text() == "three"
+
+
 def test_a_split_model_comes_back(tiny_model: MMRWKV7, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "SHARD", 2_000_000)
     folder = tmp_path / "model"

@@ -64,6 +64,43 @@ def test_the_tokenizer_of_a_pile_model_goes_along(make_blinkdl: Maker, tmp_path:
     assert open_checkpoint(tmp_path / "native").config.tokenizer == "pile"
 
 
+def test_tensors_that_share_memory_are_written_each(make_blinkdl: Maker, tmp_path: Path) -> None:
+    tensors = make_blinkdl()
+    tensors["head.weight"] = tensors["emb.weight"]
+    tensors["ln_out.weight"], tensors["ln_out.bias"] = torch.rand(2, 64)
+    torch.save(tensors, tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "b.pth", to="blinkdl")
+    assert_equal(torch.load(tmp_path / "b.pth", weights_only=True), tensors)
+
+
+def test_what_blinkdl_s_names_cannot_say_is_refused_or_told(
+    tiny_model: MMRWKV7, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    assert convert(tiny_checkpoint, tmp_path / "native").lost is None
+    lost = convert(tiny_checkpoint, tmp_path / "a.pth", to="blinkdl").lost
+    assert lost is not None
+    assert f"which {tiny_model.config.lm.vocab_size} World ids" in lost
+    config = tmp_path / "native/config.json"
+    config.write_text(config.read_text().replace('"iclr_multiplier": 1.0', '"iclr_multiplier": 2.0'))
+    with pytest.raises(ValueError, match=r"iclr_multiplier 2\.0"):
+        convert(tmp_path / "native", tmp_path / "b.pth", to="blinkdl")
+
+
+def test_the_place_is_checked_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/thesis.tex").touch()
+    for to in ("native", "blinkdl", "hf"):
+        with pytest.raises(ValueError, match="thesis"):
+            convert(tmp_path / "absent.pth", tmp_path / "thesis", to=to)
+
+
+def test_a_folder_s_name_keeps_its_dots(blinkdl_file: Path, tmp_path: Path) -> None:
+    convert(blinkdl_file, tmp_path / "m-1.5B")
+    convert(tmp_path / "m-1.5B", tmp_path / "again")
+    assert (tmp_path / "again/README.md").read_text().startswith("# m-1.5B\n")
+
+
 def test_only_our_own_folders_are_replaced(blinkdl_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert(blinkdl_file, out)

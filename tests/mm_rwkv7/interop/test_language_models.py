@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mm_rwkv7.interop import blinkdl, fla
+from mm_rwkv7.interop.convert import convert
 from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.language import language_model
 from mm_rwkv7.interop.opening import open_checkpoint
@@ -129,6 +130,7 @@ def test_the_same_weights_in_every_container_give_the_same_logits(make_blinkdl: 
         mixes = [early.pop(f"model.layers.{i}.attn.x_{c}").flatten() for c in "rwkvag"]
         early[f"model.layers.{i}.attn.x_x"] = torch.stack(mixes)
     torch.save(early, tmp_path / "early.pth")
+    convert(tmp_path / "early.pth", tmp_path / "native")
     torch.save({f"rwkv.{name}": t for name, t in tensors.items()} | {"vit.x": torch.ones(2)}, tmp_path / "sees.pth")
     write_ggmf(tmp_path / "rwkv.cpp.bin", tensors)
     expected = logits(tmp_path / "zip.pth")
@@ -138,6 +140,7 @@ def test_the_same_weights_in_every_container_give_the_same_logits(make_blinkdl: 
         "fla.safetensors",
         "inside.pth",
         "early.pth",
+        "native",
         "sees.pth",
         "rwkv.cpp.bin",
     ):
