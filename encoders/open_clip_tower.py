@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from encoders.protocol import Preprocess
+from encoders.timm_model import check_name
 from encoders.tower import Grid, Tower, map_tokens, read_layer
 
 
@@ -41,6 +42,8 @@ class OpenClipTower(Tower):
         model = config.model or open_clip.get_model_config(config.name)
         if model is None:
             raise ValueError(f"open_clip has no model {config.name!r}, and the tower's config does not describe it")
+        if behind := model["vision_cfg"].get("timm_model_name"):
+            check_name(behind)
         if pretrained and not config.weights and ":" not in config.name:
             raise ValueError(f"the tower's config does not say which weights of {config.name!r} to fetch")
 

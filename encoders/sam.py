@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.protocol import Preprocess
+from encoders.timm_model import check_name, check_options
 from encoders.tower import Grid, Tower, map_tokens
 
 
@@ -29,12 +30,17 @@ class SamTowerConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     kind: str = "sam"
 
+    def __post_init__(self) -> None:
+        check_options(self.options)
+
 
 class SamTower(Tower):
     """pixels (I, 3, S, S) uint8 -> what SAM's neck gives, unshuffled (I, M, E), row by row."""
 
     def __init__(self, config: SamTowerConfig, pretrained: bool = False) -> None:
         import timm
+
+        check_name(config.name)
 
         def make(pretrained: bool) -> Any:
             return timm.create_model(

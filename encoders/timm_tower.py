@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from encoders.protocol import INTERPOLATIONS, Preprocess
+from encoders.timm_model import check_name, check_options
 from encoders.tower import Grid, Tower, map_tokens, read_layer
 
 
@@ -31,6 +32,7 @@ class TimmTowerConfig:
     kind: str = "timm"
 
     def __post_init__(self) -> None:
+        check_options(self.options)
         if self.preprocess is not None and self.preprocess.size != self.image_size:
             raise ValueError(f"the image size is {self.image_size}, but preprocess.size {self.preprocess.size}")
 
@@ -44,8 +46,7 @@ class TimmTower(Tower):
     def __init__(self, config: TimmTowerConfig, pretrained: bool = False) -> None:
         import timm
 
-        if not timm.is_model(config.name):
-            raise ValueError(f"timm has no model {config.name!r}; `timm.list_models()` names those it has")
+        check_name(config.name)
 
         def make(pretrained: bool) -> Any:
             body: Any = timm.create_model(config.name, pretrained=pretrained, num_classes=0, **config.options)

@@ -41,6 +41,8 @@ class TransformersTowerConfig:
         model = self.vision.get("model_type")
         if model not in CLASSES:
             raise ValueError(f"the vision config has model_type {model!r}, expected one of {sorted(CLASSES)}")
+        if refused := [key for key in self.vision if "attn_implementation" in key]:  # it may name code on the Hub
+            raise ValueError(f"the vision config sets {', '.join(refused)}, expected sizes of the architecture only")
         if self.class_token and model != "clip_vision_model":
             raise ValueError(f"{model} has no class token to keep")
 

@@ -117,12 +117,38 @@ def test_every_view_is_made_from_the_picture_itself() -> None:
         (TransformersTowerConfig(CLIP, Preprocess(32, *GREY), layer=-3), "layer is -3"),
         (OpenClipTowerConfig("tiny", Preprocess(32, *GREY), OPEN_CLIP, layer=-3), "no layer -3"),
         (TimmTowerConfig("vit_small_patch16_dinov3", 64, SMALL, layer=1), "layer 1"),
+        (SamTowerConfig(Preprocess(128, *GREY), name="local-dir:/somewhere"), "no model 'local-dir:/somewhere'"),
+        (
+            OpenClipTowerConfig(
+                "tiny", Preprocess(32, *GREY), {"embed_dim": 8, "vision_cfg": {"timm_model_name": "hf-hub:timm/a"}}
+            ),
+            "no model 'hf-hub:timm/a'",
+        ),
         (OpenClipTowerConfig("ViT-of-Atlantis", Preprocess(32, *GREY)), "no model 'ViT-of-Atlantis'"),
     ],
 )
 def test_what_cannot_be_built_is_refused(config: TowerConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_tower(config)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["cache_dir", "checkpoint_path", "features_only", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"],
+)
+def test_a_config_cannot_make_timm_read_other_files(option: str) -> None:
+    for wrong in (
+        lambda: TimmTowerConfig("test_vit", 32, {option: "elsewhere"}),
+        lambda: SamTowerConfig(Preprocess(128, *GREY), options={option: "elsewhere"}),
+    ):
+        with pytest.raises(ValueError, match=f"options set {option}"):
+            wrong()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+def test_a_config_cannot_name_the_code_of_the_attention(key: str) -> None:
+    with pytest.raises(ValueError, match=f"vision config sets {key}"):
+        TransformersTowerConfig({**CLIP, key: "kernels-community/flash-attn"}, Preprocess(32, *GREY))
 
 
 def test_configs_that_mean_nothing_are_refused() -> None:
