@@ -7,7 +7,7 @@ from encoders.protocol import Preprocess
 from encoders.transformers_tower import TransformersTowerConfig, own_name
 from mm_rwkv7.interop.parts import Part, Shapes, renamed_part
 
-HEAD_SIZES = {1152: 72}  # of the so400m models; the others have heads of 64
+HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}  # of the published models by width: base, large, so400m, giant-opt
 HALF = (0.5, 0.5, 0.5)
 # The base model, for a file that leaves it out.
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -33,10 +33,22 @@ def _sizes(shapes: Shapes, prefix: str) -> tuple[dict[str, Any], int, int]:
         "hidden_size": width,
         "intermediate_size": hidden,
         "num_hidden_layers": shapes.depth(f"{prefix}encoder.layers."),
-        "num_attention_heads": width // HEAD_SIZES.get(width, 64),
+        "num_attention_heads": _heads(shapes, width),
         "vision_use_head": shapes.holds(f"{prefix}head."),
     }
     return sizes, patch, math.isqrt(cells) * patch
+
+
+def _heads(shapes: Shapes, width: int) -> int:
+    """No tensor's shape tells it. A tower smaller than all published ones has heads of 64, like their smallest."""
+    if width in HEADS:
+        return HEADS[width]
+    if width < min(HEADS) and width % 64 == 0:
+        return width // 64
+    raise ValueError(
+        f"{shapes.stored.path} holds a SigLIP of width {width}, whose number of heads is not known; "
+        f"expected width {', '.join(map(str, HEADS))} or a smaller multiple of 64"
+    )
 
 
 def siglip_part(shapes: Shapes, prefix: str) -> Part:

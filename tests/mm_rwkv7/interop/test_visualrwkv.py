@@ -9,7 +9,10 @@ from encoders.concat import ConcatTowerConfig
 from encoders.tiling import Tiling
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.generate import prefill
+from mm_rwkv7.interop.files import Stored
 from mm_rwkv7.interop.opening import open_checkpoint
+from mm_rwkv7.interop.parts import Shapes
+from mm_rwkv7.interop.siglip import siglip_config
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.projector import LinearProjectorConfig
 from tests.mm_rwkv7.interop import seeded
@@ -177,6 +180,24 @@ def test_the_path_tells_versions_apart_whose_tensors_are_alike(
     assert found.format == f"VisualRWKV {version}"
     assert found.config.tiling == tiling
     assert (found.config.compressor is not None) == bool(compressor)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16), (1152, 16), (1536, 16)])
+def test_a_siglip_has_the_heads_of_the_published_one(width: int, heads: int) -> None:
+    found = siglip_config(vision_model(width), "", "published-256")
+    assert found.vision["num_attention_heads"] == heads
+
+
+@pytest.mark.parametrize("width", [100, 1280])
+def test_a_siglip_of_unknown_heads_is_refused(width: int) -> None:
+    with pytest.raises(ValueError, match=f"vision.pth holds a SigLIP of width {width}"):
+        siglip_config(vision_model(width), "", "published-256")
+
+
+def vision_model(width: int) -> Shapes:
+    shapes = seeded.siglip_hf(width, depth=1, tokens=256)
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return Shapes(Stored(Path("vision.pth"), tensors, "torch"))
 
 
 def test_a_linear_projector_is_recognised(tmp_path: Path) -> None:
