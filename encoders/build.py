@@ -10,10 +10,22 @@ from encoders.transformers_tower import TransformersTower, TransformersTowerConf
 
 TowerConfig = SingleTowerConfig | ConcatTowerConfig  # told apart by `kind`; without one it is timm's
 
+# What the libraries raise for sizes and options that they do not check.
+UNCHECKED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
+
 
 def build_tower(config: TowerConfig, pretrained: bool = False) -> Encoder:
     """The tower that `config` describes: with the weights that are published under its name, or with random ones, to
-    be replaced by a checkpoint's. Under `torch.device("meta")` its parameters take no memory."""
+    be replaced by a checkpoint's. Under `torch.device("meta")` its parameters take no memory. Raises ValueError where
+    the config describes none."""
+    try:
+        return _build(config, pretrained)
+    except UNCHECKED as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the {config.kind} tower cannot be built: {type(error).__name__}: {reason}") from error
+
+
+def _build(config: TowerConfig, pretrained: bool) -> Encoder:
     if isinstance(config, ConcatTowerConfig):
         return ConcatTower([_build_single(part, pretrained) for part in config.towers])
     return _build_single(config, pretrained)

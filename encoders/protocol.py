@@ -34,6 +34,8 @@ class Preprocess:
             raise ValueError(f"size is {self.size}, expected at least 1 pixel")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError(f"mean is {self.mean} and std {self.std}, expected three numbers each")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std is {self.std}, expected numbers above 0")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {self.interpolation!r}, expected one of {INTERPOLATIONS}")
 

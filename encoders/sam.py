@@ -32,6 +32,8 @@ class SamTowerConfig:
 
     def __post_init__(self) -> None:
         check_options(self.options)
+        if self.unshuffle < 1:
+            raise ValueError(f"unshuffle is {self.unshuffle}, expected at least 1 cell")
 
 
 class SamTower(Tower):

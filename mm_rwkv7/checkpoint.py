@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from encoders.build import build_tower
+from encoders.build import TowerConfig, build_tower
+from encoders.protocol import Encoder
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
@@ -56,14 +57,32 @@ def load(path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> MM
 def build(opened: Checkpoint, dtype: torch.dtype | None) -> MMRWKV7:
     """The model of an opened checkpoint, on the CPU, in `dtype` or, with None, in the types that it is stored in.
     Tensors that need no cast stay memory-mapped."""
-    with torch.device("meta"):
-        model = MMRWKV7(opened.config)
+    model = without_weights(opened)
     tensors = dict(opened.tensors)
     if opened.fetch_tower and opened.config.tower is not None:
-        published = build_tower(opened.config.tower, pretrained=True).state_dict()
+        published = _fetch_tower(opened, opened.config.tower).state_dict()
         tensors |= {f"tower.{name}": tensor for name, tensor in published.items()}
     load_strictly(model, tensors, opened.path, dtype, spell=opened.spell)
     return model.eval()
+
+
+def without_weights(opened: Checkpoint) -> MMRWKV7:
+    """The model of an opened checkpoint on the meta device. A ValueError names the file whose config describes none."""
+    try:
+        with torch.device("meta"):
+            return MMRWKV7(opened.config)
+    except ValueError as error:
+        raise ValueError(f"{opened.path}: {error}") from error
+
+
+def _fetch_tower(opened: Checkpoint, config: TowerConfig) -> Encoder:
+    try:
+        return build_tower(config, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{opened.path} leaves out its tower, whose published weights cannot be fetched: {reason}"
+        ) from error
 
 
 class Fingerprint:

@@ -26,10 +26,7 @@ class ProjectorConfig:
     def __post_init__(self) -> None:
         if len(self.positions) not in (0, 2) or min(self.positions, default=1) < 1:
             raise ValueError(f"positions are {list(self.positions)}, expected rows and columns, or none")
-        if min(self.input_width, self.hidden_width) < 1:
-            raise ValueError(
-                f"the projector has widths {self.input_width} and {self.hidden_width}, expected at least 1"
-            )
+        _check_hidden(self.hidden_width)
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,14 @@ class AdapterProjectorConfig:
     hidden_width: int
     convolution: bool = False
     kind: str = "adapter"
+
+    def __post_init__(self) -> None:
+        _check_hidden(self.hidden_width)
+
+
+def _check_hidden(width: int) -> None:
+    if width < 1:
+        raise ValueError(f"hidden_width is {width}, expected at least 1")
 
 
 AnyProjectorConfig = ProjectorConfig | GatedProjectorConfig | LinearProjectorConfig | AdapterProjectorConfig

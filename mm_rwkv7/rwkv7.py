@@ -45,9 +45,11 @@ class RWKV7Config:
     iclr_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "layers", "head_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        ranks = ("decay_rank", "iclr_rank", "value_rank", "gate_rank")
+        for name in ("vocab_size", "width", "layers", "head_size", *ranks, "ffn_width"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name} is {size}, expected at least 1")
         if self.width % self.head_size:
             raise ValueError(f"width {self.width} is not a multiple of head_size {self.head_size}")
 

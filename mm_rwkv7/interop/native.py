@@ -11,4 +11,8 @@ def recognises(stored: Stored) -> bool:
 
 def open_stored(stored: Stored) -> Checkpoint:
     folder = stored.path if stored.path.is_dir() else stored.path.parent
-    return Checkpoint("mm-rwkv7", MMConfig.load(folder / "config.json"), stored.tensors, stored.path)
+    config = MMConfig.load(folder / "config.json")
+    held = {name.split(".")[2] for name in stored.tensors if name.startswith("lm.blocks.")}
+    if config.lm.layers > len(held):  # before so many are built
+        raise ValueError(f"{stored.path} does not fit: it holds {len(held)} blocks, its config {config.lm.layers}")
+    return Checkpoint("mm-rwkv7", config, stored.tensors, stored.path)

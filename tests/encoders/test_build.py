@@ -124,6 +124,10 @@ def test_every_view_is_made_from_the_picture_itself() -> None:
             ),
             "no model 'hf-hub:timm/a'",
         ),
+        (TimmTowerConfig("test_vit", 32, {"detph": 3}), "timm tower cannot be built.*detph"),
+        (TimmTowerConfig("test_vit.of_atlantis", 32), "timm tower cannot be built.*of_atlantis"),
+        (TransformersTowerConfig({**CLIP, "hidden_act": "x"}, Preprocess(32, *GREY)), "transformers tower.*KeyError"),
+        (TransformersTowerConfig({**CLIP, "patch_size": 0}, Preprocess(32, *GREY)), "tower.*ZeroDivisionError"),
         (OpenClipTowerConfig("ViT-of-Atlantis", Preprocess(32, *GREY)), "no model 'ViT-of-Atlantis'"),
     ],
 )
@@ -160,6 +164,8 @@ def test_configs_that_mean_nothing_are_refused() -> None:
         ),
         "image size is 64": lambda: TimmTowerConfig("test_vit", 64, preprocess=Preprocess(32, *GREY)),
         "three numbers": lambda: Preprocess(32, (0.5,), (0.5,)),
+        "std is": lambda: Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.0, 0.5)),
+        "unshuffle is 0": lambda: SamTowerConfig(Preprocess(128, *GREY), unshuffle=0),
         "at least 1 pixel": lambda: Preprocess(0, *GREY),
     }.items():
         with pytest.raises(ValueError, match=message):

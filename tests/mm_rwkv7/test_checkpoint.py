@@ -88,6 +88,26 @@ def test_everything_that_does_not_fit_is_listed_at_once(tiny_checkpoint: Path, t
     assert str(folder) in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        ("lm", "layers", 3000, "holds 2 blocks, its config 3000"),
+        ("tower", "options", {"detph": 3}, "timm tower cannot be built.*detph"),
+        ("projector", "input_width", 65, "reads width 65"),
+    ],
+)
+def test_a_config_of_another_model_is_refused_with_its_file(
+    tiny_checkpoint: Path, tmp_path: Path, part: str, field: str, value: object, message: str
+) -> None:
+    folder = copied(tiny_checkpoint, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config[part][field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message) as raised:
+        checkpoint.load(folder)
+    assert str(folder) in str(raised.value)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 1000])
 def test_a_truncated_file_is_refused(tiny_checkpoint: Path, tmp_path: Path, keep: int) -> None:
     folder = copied(tiny_checkpoint, tmp_path / "model")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from encoders.build import build_tower
@@ -133,6 +134,21 @@ def test_a_file_without_a_siglip_says_so(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="leaves out an encoder of width 1024"):
         open_checkpoint(saved(shapes, tmp_path / "rwkv-0.pth"))
+
+
+@pytest.mark.parametrize("kind", [OSError, RuntimeError, LocalEntryNotFoundError])
+def test_a_tower_that_cannot_be_fetched_is_told_in_one_line(
+    kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(config: object, pretrained: bool = False) -> Encoder:
+        raise kind("We cannot connect.\n\nCheck your connection.")
+
+    shapes = seeded.under("llm.", seeded.blinkdl(64, 1)) | seeded.under("proj.", seeded.adapter(768, 64, 256, "mlp"))
+    found = open_checkpoint(saved(shapes, tmp_path / "rwkv-0.pth"))
+    monkeypatch.setattr(checkpoint, "build_tower", fail)
+    with pytest.raises(ValueError, match=r"rwkv-0\.pth .*published weights cannot be fetched: We cannot") as raised:
+        checkpoint.build(found, torch.float32)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_tower_that_was_not_trained_is_fetched_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
