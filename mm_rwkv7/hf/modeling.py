@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,8 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
     def from_native(
         cls, model: str | os.PathLike[str], dtype: torch.dtype = torch.float32
     ) -> "MMRWKV7ForConditionalGeneration":
-        """Load a native checkpoint: "nano", "hf:owner/repo" or a folder."""
-        return cls.from_core(checkpoint.load(locate(model), dtype))
+        """Load a native checkpoint: "nano", "hf:owner/repo" or a folder. The tower is frozen."""
+        return cls.from_core(checkpoint.load(locate(model), dtype))._freeze_tower()
 
     def to_native(self, folder: str | os.PathLike[str], card: str, dtype: torch.dtype | None = None) -> None:
         """Write the core as a native checkpoint with this model card; with `dtype`, matrices are stored in it.
@@ -61,14 +61,25 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As transformers does it, but strictly: a ValueError lists what is missing, unexpected or misshapen."""
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        """As transformers does it, but strictly: a ValueError lists what is missing, unexpected or misshapen. The
+        tower is frozen."""
+        if "ignore_mismatched_sizes" in kwargs:
+            raise ValueError("weights load strictly: ignore_mismatched_sizes is not for this model")
+        # Ignored there, so that they are listed with the others here.
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
         model, info = loaded
-        wrong = {problem: sorted(map(str, info[f"{problem}_keys"])) for problem in ("missing", "unexpected")}
+        problems = ("missing", "unexpected", "mismatched")
+        wrong = {problem: sorted(map(str, info[f"{problem}_keys"])) for problem in problems}
         if any(wrong.values()):
             listed = "; ".join(f"{problem} {', '.join(keys)}" for problem, keys in wrong.items() if keys)
             raise ValueError(f"{model.name_or_path} does not fit its config: {listed}")
+        model._freeze_tower()
         return (model, info) if output_loading_info else model
+
+    def _freeze_tower(self) -> Self:
+        if self.model.tower is not None:
+            self.model.tower.requires_grad_(False)
+        return self
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -104,6 +115,17 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
             self.model.tower.eval()
         return self
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that transformers writes into a config and loads all tensors in: fp32 where several are stored,
+        so that none is rounded."""
+        kinds = {
+            tensor.dtype
+            for name, tensor in self.model.state_dict().items()
+            if tensor.is_floating_point() and not name.endswith(".w0")
+        }
+        return kinds.pop() if len(kinds) == 1 else torch.float32
+
     def get_input_embeddings(self) -> nn.Module:
         return self.model.lm.emb
 
@@ -134,6 +156,8 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
         A cache that was given is advanced. Without `use_cache` one is made outside training.
         """
         if input_ids is not None and inputs_embeds is None:
+            if pixel_values is not None and pixel_values.dtype != torch.uint8:
+                raise ValueError(f"pixel_values are {pixel_values.dtype}, expected uint8, which the tower normalises")
             features = None if pixel_values is None else self.model.encode(pixel_values)
             inputs_embeds = self.model.embed(input_ids, features)
         elif inputs_embeds is None or input_ids is not None:
