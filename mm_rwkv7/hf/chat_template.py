@@ -20,11 +20,15 @@ _JINJA = """
 {%- set turn = namespace(after="", words=false, line=false, empty=true) -%}
 {{- SYSTEM if role == "system" else USER if role == "user" else ASSISTANT -}}
 {%- for part in parts -%}
+{%- if part is not mapping or "type" not in part -%}
+{{ raise_exception("a message has a part without a type, expected text or image") }}
+{%- endif -%}
 {%- if part["type"] == "image" -%}
 {%- if role != "user" -%}{{ raise_exception("a picture is from '" ~ role ~ "', expected 'user'") }}{%- endif -%}
 {{- turn.after ~ BEFORE_IMAGE ~ IMAGE -}}
 {%- set turn.after, turn.line, turn.empty = AFTER_IMAGE, false, false -%}
 {%- elif part["type"] == "text" -%}
+{%- if part["text"] is not string -%}{{ raise_exception("a message has a text that is no string") }}{%- endif -%}
 {%- for token in SPECIAL if token in part["text"] -%}
 {{ raise_exception("a text holds " ~ token ~ ", which stands for something else") }}
 {%- endfor -%}

@@ -6,6 +6,7 @@ Letters: B batch, T time, I pictures.
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
 from mm_rwkv7.config import MMConfig
@@ -31,6 +32,7 @@ class PictureGenerationMixin(GenerationMixin):
         pixels = kwargs.get("pixel_values")
         if pixels is not None and next_sequence_length is not None:
             places = input_ids == self.model.config.image_id  # (B, T)
+            self._pictures(input_ids, pixels)
             pictures = (places.flatten().cumsum(0) - 1).view_as(places) // self.model.image_tokens
             unread = pictures[:, -next_sequence_length:][places[:, -next_sequence_length:]].unique()
             kwargs["pixel_values"] = pixels[unread] if len(unread) else None
@@ -42,11 +44,21 @@ class PictureGenerationMixin(GenerationMixin):
         pixels = kwargs.pop("pixel_values", None)
         if pixels is not None and input_ids is not None:
             # Each row's pictures stay together: (a, b) becomes (a, b, a, b), not (a, a, b, b).
-            pictures = (input_ids == self.model.config.image_id).sum(1) // self.model.image_tokens  # (B,)
-            pixels = torch.cat([row.repeat(expand_size, 1, 1, 1) for row in pixels.split(pictures.tolist())])
+            rows = pixels.split(self._pictures(input_ids, pixels))
+            pixels = torch.cat([row.repeat(expand_size, 1, 1, 1) for row in rows])
         expand = cast(Any, super())._expand_inputs_for_generation
         ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return ids, kwargs if pixels is None else {**kwargs, "pixel_values": pixels}
+
+    def _pictures(self, input_ids: Tensor, pixels: Tensor) -> list[int]:
+        """How many of `pixels` each row of input_ids (B, T) holds. A ValueError says when they are not as many."""
+        places = (input_ids == self.model.config.image_id).sum(1)  # (B,)
+        size = self.model.image_tokens
+        if int(places.sum()) != len(pixels) * size or (size and (places % size).any()):
+            raise ValueError(
+                f"the rows have {places.tolist()} image placeholders, {size} for a picture, but {len(pixels)} pictures came"
+            )
+        return (places // max(size, 1)).tolist()
 
 
 def generation_config(core: MMConfig) -> GenerationConfig:

@@ -45,17 +45,18 @@ class MMRWKV7Processor(Remote, ProcessorMixin):
         """`text` with one IMAGE for each of `images`, in order -> input_ids (B, T), attention_mask (B, T),
         pixel_values (I, 3, S, S) uint8. `kwargs` go to the tokenizer.
 
-        A ValueError says when pictures and placeholders differ in number.
+        A ValueError says when pictures and placeholders differ in number, in a row where `images` has a list for each.
         """
         if videos is not None or audio is not None:
             raise ValueError("this model reads texts and pictures, it takes no video and no sound")
         if text is None:
             raise ValueError("there is no text")
         rows = [text] if isinstance(text, str) else text
+        strange = [type(row).__name__ for row in rows if not isinstance(row, str)]
+        if strange:
+            raise ValueError(f"a text is a {strange[0]}, expected a string")
         pictures = list(flat(images))
-        placeholders = sum(row.count(IMAGE) for row in rows)
-        if placeholders != len(pictures):
-            raise ValueError(f"the text has {placeholders} {IMAGE}, but {len(pictures)} pictures came")
+        _check_counts([row.count(IMAGE) for row in rows], images, len(pictures))
         pixels = self.image_processor(pictures) if pictures else {}
         options = {**kwargs.pop("text_kwargs", {}), **kwargs}
         run = IMAGE * self.image_processor.image_tokens
@@ -69,3 +70,13 @@ class MMRWKV7Processor(Remote, ProcessorMixin):
         files = super().save_pretrained(save_directory, *args, **kwargs)
         add_code(save_directory)
         return files
+
+
+def _check_counts(placeholders: list[int], images: Any, pictures: int) -> None:
+    """As many pictures as placeholders, row by row where `images` holds a list for each row."""
+    if sum(placeholders) != pictures:
+        raise ValueError(f"the text has {sum(placeholders)} {IMAGE}, but {pictures} pictures came")
+    if isinstance(images, list | tuple) and images and all(isinstance(row, list | tuple) for row in images):
+        given = [len(list(flat(row))) for row in images]
+        if given != placeholders:
+            raise ValueError(f"the texts have {placeholders} {IMAGE}, but {given} pictures came")

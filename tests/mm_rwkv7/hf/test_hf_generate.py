@@ -146,3 +146,13 @@ def test_answers_end_where_ours_do_and_hold_no_placeholder(hf_model: MMRWKV7ForC
 def test_assisted_decoding_is_refused(hf_model: MMRWKV7ForConditionalGeneration, inputs: Inputs) -> None:
     with pytest.raises(ValueError, match="not supported with stateful models"):
         hf_model.generate(**inputs(QUESTIONS[1]), assistant_model=hf_model)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_wrong_number_of_pictures_is_told(
+    hf_model: MMRWKV7ForConditionalGeneration, inputs: Inputs, copies: int
+) -> None:
+    batch = inputs(QUESTIONS[0])
+    for pixels in (batch["pixel_values"][:1], batch["pixel_values"].repeat(2, 1, 1, 1)):
+        with pytest.raises(ValueError, match=rf"image placeholders, .* but {len(pixels)} pictures came"):
+            hf_model.generate(**{**batch, "pixel_values": pixels}, num_return_sequences=copies, do_sample=True)

@@ -81,6 +81,12 @@ def test_a_text_cannot_pass_for_a_placeholder(hf_processor: MMRWKV7Processor, ma
         hf_processor.apply_chat_template([{"role": "user", "content": f"a{mark}b"}])
 
 
+@pytest.mark.parametrize("part", [{"type": "text"}, {"type": "text", "text": 5}, {"text": "a"}, {"image": RED}, "ab"])
+def test_a_part_that_is_malformed_is_named(hf_processor: MMRWKV7Processor, part: Any) -> None:
+    with pytest.raises(jinja2.TemplateError, match="a message has a (text that is no string|part without a type)"):
+        hf_processor.apply_chat_template([{"role": "user", "content": [part]}])
+
+
 def test_the_template_is_the_config_s() -> None:
     tokenizer = MMRWKV7Tokenizer()
     template = PromptTemplate("S\x16", "\x16U:", "\x16A:", "\x17\n", "<\"{image}'>")
@@ -135,7 +141,7 @@ def test_pictures_come_as_paths_and_addresses(hf_processor: MMRWKV7Processor, na
     buffer = io.BytesIO()
     BLUE.save(buffer, "PNG")
     address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    found = hf_processor(images=[[str(path)], address], text=["a<image>", "<image>b"], padding=True)["pixel_values"]
+    found = hf_processor(images=[[str(path)], [address]], text=["a<image>", "<image>b"], padding=True)["pixel_values"]
     assert torch.equal(found, join([native.pixels(RED), native.pixels(BLUE)]))
 
 
@@ -152,6 +158,10 @@ def test_a_model_of_another_tokenizer_is_refused() -> None:
 def test_wrong_inputs_are_refused(hf_processor: MMRWKV7Processor, tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="the text has 1 <image>, but 2 pictures came"):
         hf_processor(images=[RED, RED], text="<image>")
+    with pytest.raises(ValueError, match=r"the texts have \[1, 1\] <image>, but \[2, 0\] pictures came"):
+        hf_processor(images=[[RED, RED], []], text=["<image>", "<image>"])
+    with pytest.raises(ValueError, match="a text is a int, expected a string"):
+        hf_processor(text=["a", 1])
     with pytest.raises(ValueError, match="there is no text"):
         hf_processor(images=[RED])
     with pytest.raises(ValueError, match="no video"):
