@@ -83,7 +83,7 @@ def test_a_text_cannot_pass_for_a_placeholder(hf_processor: MMRWKV7Processor, ma
 
 @pytest.mark.parametrize("part", [{"type": "text"}, {"type": "text", "text": 5}, {"text": "a"}, {"image": RED}, "ab"])
 def test_a_part_that_is_malformed_is_named(hf_processor: MMRWKV7Processor, part: Any) -> None:
-    with pytest.raises(jinja2.TemplateError, match="a message has a (text that is no string|part without a type)"):
+    with pytest.raises(jinja2.TemplateError, match=r"a message has a (text that is no string|part without a type)"):
         hf_processor.apply_chat_template([{"role": "user", "content": [part]}])
 
 
