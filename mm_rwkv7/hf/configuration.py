@@ -50,3 +50,9 @@ class MMRWKV7Config(Remote, PreTrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, *args, **kwargs)
         add_code(save_directory)
+
+
+def check_tokenizer(core: MMConfig) -> None:
+    """A ValueError where the tokenizer is another than World."""
+    if core.tokenizer != "world":
+        raise ValueError(f"the tokenizer is {core.tokenizer!r}, the transformers adapter has World's only")

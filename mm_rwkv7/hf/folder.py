@@ -5,12 +5,15 @@ from pathlib import Path
 
 from mm_rwkv7.hf.modeling import MMRWKV7ForConditionalGeneration
 from mm_rwkv7.hf.processing import MMRWKV7Processor
+from mm_rwkv7.hf.replaceable import check_exported
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.weights import replacing
 
 
 def export(model: MMRWKV7, folder: str | os.PathLike[str], card: str) -> None:
-    """Write `model` with its processor and model card, replacing `folder` only when all of it is written."""
+    """Write `model` with its processor and model card, replacing `folder` only when all of it is written. A
+    ValueError says when `folder` holds anything but such an export."""
+    check_exported(Path(folder))
     with replacing(Path(folder)) as draft:
         MMRWKV7ForConditionalGeneration.from_core(model).save_pretrained(draft)
         MMRWKV7Processor.from_core(model).save_pretrained(draft)

@@ -56,7 +56,8 @@ class PictureGenerationMixin(GenerationMixin):
         size = self.model.image_tokens
         if int(places.sum()) != len(pixels) * size or (size and (places % size).any()):
             raise ValueError(
-                f"the rows have {places.tolist()} placeholders, {size} for a picture, but {len(pixels)} pictures came"
+                f"the rows have {places.tolist()} image placeholders, {size} for a picture, "
+                f"but {len(pixels)} pictures came"
             )
         return (places // max(size, 1)).tolist()
 

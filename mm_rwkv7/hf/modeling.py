@@ -18,9 +18,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.hf.cache import RecurrentCache
-from mm_rwkv7.hf.configuration import MMRWKV7Config
+from mm_rwkv7.hf.configuration import MMRWKV7Config, check_tokenizer
 from mm_rwkv7.hf.generation import PictureGenerationMixin, generation_config
 from mm_rwkv7.hf.remote import Remote, add_code
+from mm_rwkv7.hf.replaceable import check_native
 from mm_rwkv7.initialisation import initialise
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.weights import cast_weight, locate
@@ -35,6 +36,7 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
     supports_gradient_checkpointing = True
 
     def __init__(self, config: MMRWKV7Config, core: MMRWKV7 | None = None) -> None:
+        check_tokenizer(config.core)
         super().__init__(config)
         self.model = _build(config.core) if core is None else core
         self.generation_config = generation_config(config.core)
@@ -56,7 +58,10 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
 
     def to_native(self, folder: str | os.PathLike[str], card: str, dtype: torch.dtype | None = None) -> None:
         """Write the core as a native checkpoint with this model card; with `dtype`, matrices are stored in it.
-        Adapters must be merged before."""
+        A ValueError says when adapters are not merged, or `folder` holds anything but a native checkpoint."""
+        check_native(Path(folder))
+        if any(".base_layer." in name for name in self.model.state_dict()):
+            raise ValueError("the model has adapters: merge the adapters first")
         checkpoint.save(self.model, folder, card, dtype)
 
     @classmethod

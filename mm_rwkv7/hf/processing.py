@@ -9,6 +9,7 @@ from typing import Any
 from transformers import BatchFeature, ProcessorMixin
 
 from mm_rwkv7.hf.chat_template import chat_template as jinja
+from mm_rwkv7.hf.configuration import check_tokenizer
 from mm_rwkv7.hf.image_processing import MMRWKV7ImageProcessor, flat
 from mm_rwkv7.hf.remote import Remote, add_code, reference
 from mm_rwkv7.hf.tokenization import IMAGE, MMRWKV7Tokenizer
@@ -28,8 +29,7 @@ class MMRWKV7Processor(Remote, ProcessorMixin):
     @classmethod
     def from_core(cls, core: MMRWKV7) -> "MMRWKV7Processor":
         """The processor of a model. A ValueError says where no jinja can stand for its prompt template."""
-        if core.config.tokenizer != "world":
-            raise ValueError(f"the tokenizer is {core.config.tokenizer!r}, the transformers adapter has World's only")
+        check_tokenizer(core.config)
         tokenizer = MMRWKV7Tokenizer(core.config.vocabulary)
         tokenizer.chat_template = jinja(core.config.template, tokenizer)
         return cls(MMRWKV7ImageProcessor.from_core(core), tokenizer, tokenizer.chat_template)

@@ -4,17 +4,17 @@ import os
 import shutil
 from pathlib import Path
 
-_FILE = Path(__file__).resolve().parent / "remote_code.py"
+FILE = Path(__file__).resolve().parent / "remote_code.py"
 
 
 def reference(name: str) -> str:
     """A class of `mm_rwkv7.hf` as an `auto_map` names it."""
-    return f"{_FILE.stem}.{name}"
+    return f"{FILE.stem}.{name}"
 
 
 def add_code(folder: str | os.PathLike[str]) -> None:
     """Put the file that `reference` points to into a saved folder."""
-    shutil.copyfile(_FILE, Path(folder) / _FILE.name)
+    shutil.copyfile(FILE, Path(folder) / FILE.name)
 
 
 class Remote:

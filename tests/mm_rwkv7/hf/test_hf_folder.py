@@ -120,3 +120,21 @@ def test_export_stores_the_weights_once(folder: Path) -> None:
     assert (folder / "README.md").read_text("utf-8") == "# nano\n"
     code = (folder / "remote_code.py").read_text("utf-8")
     assert code == (ROOT / "mm_rwkv7" / "hf" / "remote_code.py").read_text("utf-8")
+
+
+def test_only_a_save_of_the_same_kind_is_replaced(nano: Pipeline, folder: Path, tmp_path: Path) -> None:
+    export(nano.model, folder, "# nano\n")
+    model = MMRWKV7ForConditionalGeneration.from_core(nano.model)
+    native = tmp_path / "native"
+    for _ in range(2):
+        model.to_native(native, "# nano\n")
+    with pytest.raises(ValueError, match="is not \\(only\\) an export"):
+        export(nano.model, native, "# nano\n")
+    (native / "notes.txt").write_text("kept", "utf-8")
+    for taken in (native, folder):
+        with pytest.raises(ValueError, match="is not \\(only\\) a checkpoint"):
+            model.to_native(taken, "# nano\n")
+    assert (native / "notes.txt").exists()
+    (tmp_path / "file").write_text("kept", "utf-8")
+    with pytest.raises(ValueError, match="is not \\(only\\) an export"):
+        export(nano.model, tmp_path / "file", "# nano\n")

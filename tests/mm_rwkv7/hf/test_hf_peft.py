@@ -99,3 +99,9 @@ def test_train_save_load_and_merge(
     torch.testing.assert_close(merged(**batch).logits, logits, rtol=1e-5, atol=1e-3)
     assert torch.equal(merged.generate(**batch, do_sample=False), written)
     assert merged.state_dict().keys() == hf_model.state_dict().keys()
+
+
+def test_a_native_checkpoint_has_no_adapters(adapted: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="merge the adapters first"):
+        adapted.base_model.model.to_native(tmp_path / "native", "# adapted\n")
+    assert not (tmp_path / "native").exists()

@@ -13,7 +13,7 @@ from PIL import Image
 from encoders.protocol import join
 from encoders.tiling import Tiling
 from mm_rwkv7.config import MMConfig, PromptTemplate
-from mm_rwkv7.hf import MMRWKV7Processor, MMRWKV7Tokenizer
+from mm_rwkv7.hf import MMRWKV7ForConditionalGeneration, MMRWKV7Processor, MMRWKV7Tokenizer
 from mm_rwkv7.hf.chat_template import chat_template
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.processor import Processor
@@ -145,14 +145,30 @@ def test_pictures_come_as_paths_and_addresses(hf_processor: MMRWKV7Processor, na
     assert torch.equal(found, join([native.pixels(RED), native.pixels(BLUE)]))
 
 
+def test_transparency_is_white_from_an_address_too(hf_processor: MMRWKV7Processor, native: Processor) -> None:
+    clear, buffer = Image.new("RGBA", (10, 10), (0, 0, 0, 0)), io.BytesIO()
+    clear.save(buffer, "PNG")
+    address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    found = hf_processor(images=address, text="<image>")["pixel_values"]
+    assert torch.equal(found, native.pixels(clear))
+
+
+@pytest.mark.parametrize("address", ["data:image/png;base64,a", "data:nothing", "http://127.0.0.1:1/a.png", "http://"])
+def test_an_address_without_a_picture_is_one_error(hf_processor: MMRWKV7Processor, address: str) -> None:
+    with pytest.raises(ValueError, match="cannot be fetched"):
+        hf_processor(images=address, text="<image>")
+
+
 def test_models_whose_pictures_are_more_than_one_tensor_are_refused(tiny_model: MMRWKV7) -> None:
     with pytest.raises(ValueError, match="cuts pictures into tiles"):
         MMRWKV7Processor.from_core(MMRWKV7(dataclasses.replace(tiny_model.config, tiling=Tiling(32))))
 
 
 def test_a_model_of_another_tokenizer_is_refused() -> None:
-    with pytest.raises(ValueError, match="the tokenizer is 'pile'"):
-        MMRWKV7Processor.from_core(MMRWKV7(MMConfig(RWKV7Config(50277, 64, 1), tokenizer="pile")))
+    core = MMRWKV7(MMConfig(RWKV7Config(50277, 64, 1), tokenizer="pile"))
+    for adapter in (MMRWKV7Processor, MMRWKV7ForConditionalGeneration):
+        with pytest.raises(ValueError, match="the tokenizer is 'pile'"):
+            adapter.from_core(core)
 
 
 def test_wrong_inputs_are_refused(hf_processor: MMRWKV7Processor, tmp_path: Any) -> None:
