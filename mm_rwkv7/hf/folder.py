@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mm_rwkv7.hf.modeling import MMRWKV7ForConditionalGeneration
 from mm_rwkv7.hf.processing import MMRWKV7Processor
-from mm_rwkv7.hf.replaceable import check_exported
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.replaceable import check_exported
 from mm_rwkv7.weights import replacing
 
 

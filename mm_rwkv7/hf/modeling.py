@@ -21,9 +21,9 @@ from mm_rwkv7.hf.cache import RecurrentCache
 from mm_rwkv7.hf.configuration import MMRWKV7Config, check_tokenizer
 from mm_rwkv7.hf.generation import PictureGenerationMixin, generation_config
 from mm_rwkv7.hf.remote import Remote, add_code
-from mm_rwkv7.hf.replaceable import check_native
 from mm_rwkv7.initialisation import initialise
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.replaceable import check_native
 from mm_rwkv7.weights import cast_weight, locate
 
 

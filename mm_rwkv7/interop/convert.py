@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from mm_rwkv7 import checkpoint
-from mm_rwkv7.config import MMConfig
 from mm_rwkv7.interop import blinkdl
 from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.format import Checkpoint
@@ -19,8 +18,7 @@ from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.interop.warm_start import WarmStart, warm_start
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pile_tokenizer import NAMES
-
-OURS = ("config.json", "README.md", *NAMES)  # and model*.safetensors with its index
+from mm_rwkv7.replaceable import check_exported, check_native
 
 
 @dataclass(frozen=True)
@@ -66,33 +64,11 @@ def convert(source: Path, out: Path, to: str = "native", warm: bool = False) -> 
     return Converted(opened.format, out, parameters, start, lost)
 
 
-def _check_native(out: Path) -> None:
-    if out.exists() and not _is_ours(out):
-        raise ValueError(f"{out} exists and is not (only) a checkpoint of mm-rwkv7: name another place")
-
-
 def _write_native(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> nn.Module:
     beside = opened.path if opened.path.is_dir() else opened.path.parent
     tokenizers = [beside / name for name in NAMES if opened.config.tokenizer == "pile" and (beside / name).is_file()]
     checkpoint.save(model, out, card, beside=tokenizers[:1])
     return model
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether nothing would be lost with it: an empty folder, or a native checkpoint and no other file."""
-    if not path.is_dir():
-        return False
-    names = [file.name for file in path.iterdir()]
-    known = all(name in OURS or (name.startswith("model") and ".safetensors" in name) for name in names)
-    return not names or (known and _is_native(path / "config.json"))
-
-
-def _is_native(config: Path) -> bool:
-    try:
-        MMConfig.load(config)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _check_blinkdl(out: Path) -> None:
@@ -119,11 +95,6 @@ def _write_blinkdl(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> 
     return model.lm
 
 
-def _check_hf(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out} exists: remove it or name another place")
-
-
 def _write_hf(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> nn.Module:
     from mm_rwkv7.hf.folder import export
 
@@ -132,9 +103,9 @@ def _write_hf(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> nn.Mo
 
 
 WRITERS = {
-    "native": Writer(_check_native, _write_native),
+    "native": Writer(check_native, _write_native),
     "blinkdl": Writer(_check_blinkdl, _write_blinkdl),
-    "hf": Writer(_check_hf, _write_hf),
+    "hf": Writer(check_exported, _write_hf),
 }
 
 

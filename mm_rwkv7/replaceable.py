@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 from mm_rwkv7.config import MMConfig
-from mm_rwkv7.hf.configuration import MMRWKV7Config
-from mm_rwkv7.hf.remote import FILE
+from mm_rwkv7.interop.hf import MODEL_TYPE
+from mm_rwkv7.pile_tokenizer import NAMES
 
-NATIVE = ("config.json", "README.md")  # and model*.safetensors with its index, as in an exported folder
+NATIVE = ("config.json", "README.md", *NAMES)  # and model*.safetensors with its index, as in an exported folder
 EXPORTED = (
-    *NATIVE,
-    FILE.name,
+    "config.json",
+    "README.md",
+    "remote_code.py",
     "chat_template.jinja",
     "generation_config.json",
     "processor_config.json",
@@ -42,7 +43,7 @@ def _is_exported(config: Path) -> bool:
         fields = json.loads(config.read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(fields, dict) and fields.get("model_type") == MMRWKV7Config.model_type
+    return isinstance(fields, dict) and fields.get("model_type") == MODEL_TYPE
 
 
 def _is_native(config: Path) -> bool:
