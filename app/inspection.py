@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mm_rwkv7 import checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.weights import DTYPES, locate
 
@@ -45,8 +46,9 @@ def inspected(model: str) -> Inspected:
     opened = open_checkpoint(locate(model))
     names = {dtype: name for name, dtype in DTYPES.items()}
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    parameters = {name for name, _ in checkpoint.without_weights(opened).named_parameters()}
     for name, tensor in opened.tensors.items():
-        if tensor.is_floating_point():  # what counts batches is no parameter
+        if name in parameters:  # a norm's running statistics are none
             counts[name.partition(".")[0]][names.get(tensor.dtype, str(tensor.dtype))] += tensor.numel()
     parts = {
         part: Part(sum(by_type.values()), ", ".join(sorted(by_type, key=by_type.__getitem__, reverse=True)))

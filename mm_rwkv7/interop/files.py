@@ -103,12 +103,6 @@ def _read_file(path: Path) -> tuple[str, dict[str, Tensor]]:
     """The kind of file, which its first bytes tell, and its tensors."""
     with path.open("rb") as file:
         head = file.read(256)
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return "safetensors", _read_safetensors(path, head)
-    if head.startswith((ZIP, PICKLE)):
-        return "torch", _read_torch(path, mapped=head.startswith(ZIP))
-    if head.startswith(ggmf.MAGIC):
-        return "ggmf", ggmf.read(path)
     if not head:
         raise ValueError(f"{path} is empty")
     if WEB_PAGE.match(head):
@@ -116,6 +110,12 @@ def _read_file(path: Path) -> tuple[str, dict[str, Tensor]]:
     for magic, what in FOREIGN.items():
         if head.startswith(magic):
             raise ValueError(f"{path} is {what}")
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return "safetensors", _read_safetensors(path, head)
+    if head.startswith((ZIP, PICKLE)):
+        return "torch", _read_torch(path, mapped=head.startswith(ZIP))
+    if head.startswith(ggmf.MAGIC):
+        return "ggmf", ggmf.read(path)
     raise ValueError(f"{path} is no checkpoint: it begins with {head[:8]!r}, expected torch, safetensors or ggmf")
 
 
@@ -149,10 +149,15 @@ def _read_torch(path: Path, mapped: bool) -> dict[str, Tensor]:
 
 
 def _check(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A tensor that is larger than its file, as a view of stride 0 can be, would fill the memory when it is copied."""
+    """Tensors that are larger than their file, as views of stride 0 can be, would fill the memory when they are copied.
+    A file may hold one tensor under two names, so together they may have twice its size."""
     size = os.path.getsize(path)
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise ValueError(f"{path}: {name} is sparse or quantised, expected a plain tensor")
+        if tensor.is_meta:
+            raise ValueError(f"{path}: {name} has a shape but no numbers")
         if tensor.numel() * tensor.element_size() > size:
             raise ValueError(f"{path}: {name} claims shape {tuple(tensor.shape)}, more than the file's {size} bytes")
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > 2 * size:
+        raise ValueError(f"{path}: its tensors claim more than twice the file's {size} bytes")

@@ -1,5 +1,6 @@
 """`mm-rwkv7 inspect` and `mm-rwkv7 convert`."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from app.cli import main
+from mm_rwkv7 import checkpoint
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.weights import BUNDLED
 
 FORMAT = "mm-rwkv7"
 
@@ -20,8 +23,8 @@ def test_inspect_counts_every_part(
     assert found.keys() == {"format", "config", "parts", "template"}
     assert found["format"] == FORMAT
     for name, part in tiny_model.named_children():
-        tensors = [tensor for tensor in part.state_dict().values() if tensor.is_floating_point()]
-        assert found["parts"].pop(name) == {"parameters": sum(t.numel() for t in tensors), "dtype": "fp32"}, name
+        number = sum(parameter.numel() for parameter in part.parameters())
+        assert found["parts"].pop(name) == {"parameters": number, "dtype": "fp32"}, name
     assert not found["parts"]
     assert found["config"]["lm"]["width"] == tiny_model.config.lm.width
     assert found["template"]["assistant"] == "Assistant:"
@@ -30,15 +33,21 @@ def test_inspect_counts_every_part(
     assert all(word in table for word in (FORMAT, "width 128", "test_vit", "projector", "Assistant:"))
 
 
-def test_inspect_reads_no_weights(
-    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("weights are read")
+def test_inspect_reads_no_weights(tiny_model: MMRWKV7, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = copy.deepcopy(tiny_model)
+    for parameter in model.parameters():
+        parameter.data.fill_(torch.nan)
+    checkpoint.save(model, tmp_path / "nan", "")
+    with pytest.raises(ValueError, match="holds NaN"):
+        checkpoint.load(tmp_path / "nan")
+    assert main(["inspect", str(tmp_path / "nan")]) == 0
 
-    monkeypatch.setattr("mm_rwkv7.checkpoint.build", refuse)
-    monkeypatch.setattr("mm_rwkv7.weights.cast_weight", refuse)
-    assert main(["inspect", str(tiny_checkpoint)]) == 0
+
+def test_inspect_counts_what_the_model_calls_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "nano", "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    model = checkpoint.load(BUNDLED["nano"])
+    assert sum(part["parameters"] for part in parts.values()) == sum(p.numel() for p in model.parameters())
 
 
 def test_convert_there_and_back(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,7 +113,7 @@ def test_a_truncated_file_is_refused(tiny_checkpoint: Path, tmp_path: Path, keep
     folder = copied(tiny_checkpoint, tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"model.safetensors is not a safetensors file"):
+    with pytest.raises(ValueError, match=r"model.safetensors is (empty|not a safetensors file)"):
         checkpoint.load(folder)
 
 

@@ -79,12 +79,28 @@ def test_a_cut_file_is_refused(make_blinkdl: Maker, tmp_path: Path, suffix: str,
         (b"<!DOCTYPE html>\n<html><head>", "web page"),
         (b"\n  <html lang='en'>", "web page"),
         (b"GGUF\x03\x00\x00\x00", "GGUF"),
-        (b"RIFF....", "no checkpoint"),
     ],
 )
-def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
-    (tmp_path / "model.pth").write_bytes(content)
-    assert reason in refusal(tmp_path / "model.pth")
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_what_is_no_checkpoint_is_named(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert reason in refusal(tmp_path / name)
+
+
+def test_an_unknown_beginning_is_told(tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"RIFF....")
+    assert "no checkpoint: it begins with b'RIFF....'" in refusal(tmp_path / "model.pth")
+
+
+def test_one_buffer_under_many_names_is_refused(tmp_path: Path) -> None:
+    buffer = torch.zeros(10_000)
+    torch.save({f"blocks.{i}.ln1.weight": buffer for i in range(100)}, tmp_path / "many.pth")
+    assert "more than twice the file's" in refusal(tmp_path / "many.pth")
+
+
+def test_a_tensor_without_numbers_is_refused(tmp_path: Path) -> None:
+    torch.save({"emb.weight": torch.empty(3, 4, device="meta")}, tmp_path / "meta.pth")
+    assert "emb.weight has a shape but no numbers" in refusal(tmp_path / "meta.pth")
 
 
 def test_a_header_that_claims_20_gb_is_not_believed(tmp_path: Path) -> None:
