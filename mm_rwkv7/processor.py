@@ -33,8 +33,7 @@ class Picture:
 class Batch:
     """What the model reads: `ids` (B, T) int64; `mask` (B, T) bool, False where padded, None when nothing is;
     `pixels` in the order of their placeholders, None without pictures; `tiles`, how many of them each picture was cut
-    into. `open_turn` says that it ends with a picture in
-    a user's turn that has no words yet."""
+    into. `open_turn` says that it ends with a picture in a user's turn that has no words yet."""
 
     ids: Tensor
     mask: Tensor | None = None
@@ -57,7 +56,7 @@ class Processor:
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.tiling = config.tiling
-        self.per_tile = config.compressor is None or config.compressor.per_tile
+        self.compressor = config.compressor
         self.image_tokens = image_tokens
 
     def __call__(self, messages: Sequence[Message], generate: bool = True, open_turn: bool = False) -> Batch:
@@ -86,7 +85,7 @@ class Processor:
     def placeholders(self, tiles: int = 1) -> list[int]:
         """The ids that stand for a picture of so many tiles."""
         start, end = ([] if mark is None else [mark] for mark in (self.template.image_start, self.template.image_end))
-        count = self.image_tokens * (tiles if self.per_tile else 1)
+        count = self.image_tokens * tiles if self.compressor is None else self.compressor.count(tiles)
         return [*start, *[self.tokenizer.image_id] * count, *end]
 
     def pixels(self, source: PictureSource) -> Pixels:

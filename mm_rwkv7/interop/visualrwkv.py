@@ -28,15 +28,15 @@ MOST_TOKENS = 128  # of an answer, in the project's evaluation
 def recognises(stored: Stored) -> bool:
     if _pair(stored.path) is not None:
         return True
-    return any(name.startswith(("proj.", "vrwkv.")) for name in stored.tensors) and _holds(stored, "rwkv.")
+    return any(name.startswith(("proj.", "vrwkv.")) for name in stored.tensors) and Shapes(stored).holds("rwkv.")
 
 
 def open_stored(stored: Stored) -> Checkpoint:
     if (pair := _pair(stored.path)) is not None:
         stored = _joined(*pair)
-    if _holds(stored, "vrwkv."):
-        raise ValueError(f"{stored.path} holds VisualRWKV 7.10, expected 7.00 to 7.04")
     shapes = Shapes(stored)
+    if shapes.holds("vrwkv."):
+        raise ValueError(f"{stored.path} holds VisualRWKV 7.10, expected 7.00 to 7.04")
     lm = blinkdl_part(stored.tensors, "rwkv.", "lm.")
     sizes = RWKV7Config.of({name: tensor.shape for name, tensor in lm.tensors.items()}, stored.path, lm.spell)
     projector = _projector(shapes)
@@ -75,10 +75,6 @@ def _projector(shapes: Shapes) -> GatedProjectorConfig | LinearProjectorConfig:
     if "proj.weight" in shapes.stored.tensors:
         return LinearProjectorConfig(shapes.of("proj.weight", 2)[1])
     return GatedProjectorConfig(shapes.of("proj.gate.weight", 2)[1])
-
-
-def _holds(stored: Stored, prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in stored.tensors)
 
 
 def _pair(path: Path) -> tuple[Path, Path] | None:
