@@ -109,7 +109,7 @@ class Pipeline:
         self.name = name
         self.load_s = load_s
         self.pad_compat = pad_compat
-        self._name_of_states = checkpoint.Fingerprint(self._compute_fingerprint)
+        self._fingerprint = checkpoint.Fingerprint(self._compute_fingerprint)
         self.tokenizer = _tokenizer(model.config, None if opened is None else opened.path)
         preprocess = None if model.tower is None else model.tower.preprocess
         self.processor = Processor(model.config, self.tokenizer, preprocess, model.image_tokens)
@@ -133,7 +133,7 @@ class Pipeline:
     @property
     def fingerprint(self) -> str:
         """sha256 of the config and the weights; states carry it. The first call reads the whole model."""
-        return str(self._name_of_states)
+        return str(self._fingerprint)
 
     def _compute_fingerprint(self) -> str:
         tensors = self.model.state_dict() if self.opened is None else self.opened.tensors
@@ -200,7 +200,7 @@ class Pipeline:
         questions about them can be asked from the state that comes back."""
         batch = self.processor(messages, generate=False, open_turn=state is not None and state.open_turn)
         _, after = self._read(batch, state)
-        return replace(after, open_turn=batch.open_turn, model=self._name_of_states)
+        return replace(after, open_turn=batch.open_turn, model=self._fingerprint)
 
     def embed(self, content: str | Sequence[Message]) -> Tensor:
         """A text or messages as one vector (D,): what the head would read after the last token."""
@@ -220,7 +220,7 @@ class Pipeline:
         """A state that somebody saved or computed elsewhere, where this model can go on from it."""
         if state is None:
             return None
-        if state.model is not self._name_of_states and str(state.model) not in ("", self.fingerprint):
+        if state.model is not self._fingerprint and str(state.model) not in ("", self.fingerprint):
             raise ValueError(f"the state is of model {str(state.model)[:12]}..., this is {self.fingerprint[:12]}...")
         return state.map(lambda tensor: tensor.to(self.device))
 
@@ -288,7 +288,7 @@ class Pipeline:
 
     def _closed(self, decoder: Decoder, turn_end: str) -> State:
         """The state after the answer, its turn ended as the template ends turns, whatever ended the writing."""
-        state = replace(decoder.state, open_turn=False, model=self._name_of_states)
+        state = replace(decoder.state, open_turn=False, model=self._fingerprint)
         if not turn_end or turn_end in self.tokenizer.decode(decoder.tokens):
             return state
         ids = torch.tensor([self.tokenizer.encode(turn_end)], device=self.device)
