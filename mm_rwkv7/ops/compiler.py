@@ -13,7 +13,7 @@ from .artefacts import compiled, source
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-ffp-contract=fast")
 
 
-class Unavailable(RuntimeError):
+class NoKernelError(RuntimeError):
     """A kernel cannot be had on this machine; the message says why. The portable path computes the same."""
 
 
@@ -31,7 +31,7 @@ def load(name: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        raise Unavailable(f"{name}.c could not be built by {compiler}: {said.strip().splitlines()[0]}") from error
+        raise NoKernelError(f"{name}.c could not be built by {compiler}: {said.strip().splitlines()[0]}") from error
 
 
 def _compiler() -> tuple[str, list[str]]:
@@ -40,7 +40,7 @@ def _compiler() -> tuple[str, list[str]]:
         if candidate and (found := shutil.which(candidate)):
             native = "-mcpu=native" if platform.machine() == "arm64" else "-march=native"
             return found, [native]
-    raise Unavailable("no C compiler (cc, gcc or clang) was found")
+    raise NoKernelError("no C compiler (cc, gcc or clang) was found")
 
 
 def _run(command: list[str]) -> str:
