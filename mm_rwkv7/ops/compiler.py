@@ -26,7 +26,7 @@ def load(name: str) -> ctypes.CDLL:
     try:
         macros = _run([compiler, *options, "-dM", "-E", "-x", "c", os.devnull])  # names compiler and instruction sets
         headers = [path.read_bytes() for path in sorted(text.parent.glob("*.h"))]
-        made_of = [text.read_bytes(), *headers, *flags, macros]
+        made_of: list[str | bytes] = [text.read_bytes(), *headers, *flags, macros]
         path = compiled(f"{name}.so", made_of, lambda out: _build([compiler, *flags, str(text), "-lm"], out))
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError) as error:
