@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mm_rwkv7.hub import fetch_file
+from mm_rwkv7.hub import fetch
+from mm_rwkv7.interop.naming import PILE_TOKENIZERS
 from mm_rwkv7.tokenizer import Tokenizer
 
-REPOSITORY, NAMES = "EleutherAI/gpt-neox-20b", ("20B_tokenizer.json", "tokenizer.json")
+PUBLISHED = "hf:EleutherAI/gpt-neox-20b/tokenizer.json"
 PILE_END = 0  # <|endoftext|>
 
 
@@ -15,10 +16,10 @@ def tokenizer_file(checkpoint: Path | None) -> Path:
     """The tokenizer's file beside a checkpoint's file or in its folder; from the hub where there is none."""
     if checkpoint is not None:
         folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-        for name in NAMES:
+        for name in PILE_TOKENIZERS:
             if (folder / name).is_file():
                 return folder / name
-    return fetch_file(REPOSITORY, NAMES[-1])
+    return fetch(PUBLISHED)
 
 
 class PileTokenizer(Tokenizer):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.interop.hf import MODEL_TYPE
-from mm_rwkv7.pile_tokenizer import NAMES
+from mm_rwkv7.interop.naming import PILE_TOKENIZERS
 
-NATIVE = ("config.json", "README.md", *NAMES)  # and model*.safetensors with its index, as in an exported folder
+# Each with model*.safetensors and its index.
+NATIVE = ("config.json", "README.md", *PILE_TOKENIZERS)
 EXPORTED = (
     "config.json",
     "README.md",

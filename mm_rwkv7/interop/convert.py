@@ -14,10 +14,10 @@ from mm_rwkv7 import checkpoint
 from mm_rwkv7.interop import blinkdl
 from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.format import Checkpoint
+from mm_rwkv7.interop.naming import PILE_TOKENIZERS
 from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.interop.warm_start import WarmStart, warm_start
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.pile_tokenizer import NAMES
 from mm_rwkv7.replaceable import check_exported, check_native
 
 
@@ -66,7 +66,8 @@ def convert(source: Path, out: Path, to: str = "native", warm: bool = False) -> 
 
 def _write_native(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> nn.Module:
     beside = opened.path if opened.path.is_dir() else opened.path.parent
-    tokenizers = [beside / name for name in NAMES if opened.config.tokenizer == "pile" and (beside / name).is_file()]
+    needed = PILE_TOKENIZERS if opened.config.tokenizer == "pile" else ()
+    tokenizers = [beside / name for name in needed if (beside / name).is_file()]
     checkpoint.save(model, out, card, beside=tokenizers[:1])
     return model
 

@@ -1,11 +1,10 @@
 """Tensors out of any file, safely: nothing in the file is executed, nothing is believed that its size contradicts, and
 weights stay in the file (memory-mapped) until they are used."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mm_rwkv7.interop import ggmf
+from mm_rwkv7.interop.naming import CONFIG, HALVES, INDEX, SHARD, one_model, other_half, read_object, shards
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 FOREIGN = {
@@ -41,66 +41,76 @@ class Stored:
 
 
 def read(path: Path) -> Stored:
-    """The tensors of a file (torch, safetensors, ggmf) or of a folder that holds one model. Raises ValueError."""
+    """The tensors of a file (torch, safetensors, ggmf), or of all the files of a model that is named by its folder, its
+    index or either half of an export. Raises ValueError."""
     if path.is_dir():
-        return _read_folder(path)
+        names = {file.name for file in path.iterdir()}
+        held = one_model(path, names - set(shards(path / INDEX)) if INDEX in names else names)[-1]
+        stored = read(path / held)
+        return replace(stored, path=path) if stored.container == "safetensors" else stored
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
+    if path.name == INDEX:
+        return _read_shards(path)
+    if (pair := _pair(path)) is not None:
+        return _joined(*pair)
+    _refuse_shard(path)
     container, tensors = _read_file(path)
-    _check(path, tensors)
     return Stored(path, tensors, container, _config(path.parent) if container == "safetensors" else {})
 
 
-def _read_folder(folder: Path) -> Stored:
+def _read_shards(index: Path) -> Stored:
+    folder = index.parent
     tensors: dict[str, Tensor] = {}
-    container = ""
-    for path in _files(folder):
-        if not path.is_file():
-            raise ValueError(f"{folder} is not a whole checkpoint: {path.name} is missing")
-        container, part = _read_file(path)
-        _check(path, part)
-        tensors |= part
-    return Stored(folder, tensors, container, _config(folder))
+    for name in shards(index):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not a whole checkpoint: {name} is missing")
+        tensors |= _read_file(folder / name)[1]
+    return Stored(folder, tensors, "safetensors", _config(folder))
+
+
+def _refuse_shard(path: Path) -> None:
+    index = path.with_name(INDEX)
+    if index.is_file() and len(listed := shards(index)) > 1 and path.name in listed:
+        raise ValueError(f"{path} is one of {len(listed)} shards of a model: name its index, {index}, or the folder")
+    if SHARD.fullmatch(path.name) and not index.is_file():
+        raise ValueError(f"{path} is one shard of a model, and its index, {INDEX}, is not beside it")
+
+
+def _pair(path: Path) -> tuple[Path, Path] | None:
+    """Both files of an export, given one of them; None where it is not half of one. A file that is named like the
+    language model of one may be alone."""
+    if (other := other_half(path.name)) is None:
+        return None
+    beside = path.with_name(other)
+    if path.name.endswith(HALVES[0]):
+        return (path, beside) if beside.is_file() else None
+    if not beside.is_file():
+        raise ValueError(f"{path} is half of an export: {other} is missing beside it")
+    return beside, path
+
+
+def _joined(language: Path, visual: Path) -> Stored:
+    """As one file would hold it, with the language model behind `rwkv.`."""
+    container, seen = _read_file(visual)
+    text = {f"rwkv.{name}": tensor for name, tensor in _read_file(language)[1].items()}
+    return Stored(visual, {**text, **seen}, container)
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    return _json(path) if path.is_file() else {}
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files that hold a folder's model."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = _json(index).get("weight_map")
-        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-            raise ValueError(f"{index} has no weight_map from names to files")
-        if outside := sorted({name for name in named.values() if Path(name).name != name}):
-            raise ValueError(f"{index} names {outside[0]!r}, expected files beside it")
-        return [folder / name for name in sorted(set(named.values()))]
-    if (folder / "config.json").is_file() and not list(folder.glob("*.pth")) + list(folder.glob("*.bin")):
-        return [folder / "model.safetensors"]
-    for pattern in ("*.safetensors", "*.pth", "*.bin"):
-        found = sorted(folder.glob(pattern))
-        if len(found) > 1:
-            raise ValueError(f"{folder} holds {len(found)} checkpoints ({found[0].name}, ...): name one of them")
-        if found:
-            return found
-    raise ValueError(f"{folder} holds no model: expected model.safetensors with config.json, or one .pth file")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds {type(value).__name__}, expected an object")
-    return value
+    path = folder / CONFIG
+    return read_object(path) if path.is_file() else {}
 
 
 def _read_file(path: Path) -> tuple[str, dict[str, Tensor]]:
-    """The kind of file, which its first bytes tell, and its tensors."""
+    """The kind of file, and its tensors."""
+    container, tensors = _parsed(path)
+    _check(path, tensors)
+    return container, tensors
+
+
+def _parsed(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The kind of file, which its first bytes tell, and the tensors that it claims to hold."""
     with path.open("rb") as file:
         head = file.read(256)
     if not head:

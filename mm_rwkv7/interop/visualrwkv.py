@@ -6,12 +6,11 @@ the path tells them apart, and without it they are 7.01 and 7.03.
 """
 
 import re
-from pathlib import Path
 
 from encoders.tiling import Tiling
 from mm_rwkv7.compressor import CompressorConfig
 from mm_rwkv7.config import MMConfig
-from mm_rwkv7.interop.files import Stored, read
+from mm_rwkv7.interop.files import Stored
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.parts import Part, Shapes, assemble, blinkdl_part, renamed_part
 from mm_rwkv7.interop.siglip import siglip_config, siglip_part
@@ -19,21 +18,16 @@ from mm_rwkv7.interop.trio import DINO, WIDTH, trio_config, trio_parts
 from mm_rwkv7.projector import GatedProjectorConfig, LinearProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
 
-HALVES = ("_rwkv.pth", "_visual.pth")
 PUBLISHED = "google/siglip2-base-patch16-256"
 COMPRESSED = 256  # tokens, as the training scripts of 7.03 and 7.04 say
 MOST_TOKENS = 128  # of an answer, in the project's evaluation
 
 
 def recognises(stored: Stored) -> bool:
-    if _pair(stored.path) is not None:
-        return True
     return any(name.startswith(("proj.", "vrwkv.")) for name in stored.tensors) and Shapes(stored).holds("rwkv.")
 
 
 def open_stored(stored: Stored) -> Checkpoint:
-    if (pair := _pair(stored.path)) is not None:
-        stored = _joined(*pair)
     shapes = Shapes(stored)
     if shapes.holds("vrwkv."):
         raise ValueError(f"{stored.path} holds VisualRWKV 7.10, expected 7.00 to 7.04")
@@ -75,20 +69,3 @@ def _projector(shapes: Shapes) -> GatedProjectorConfig | LinearProjectorConfig:
     if "proj.weight" in shapes.stored.tensors:
         return LinearProjectorConfig(shapes.of("proj.weight", 2)[1])
     return GatedProjectorConfig(shapes.of("proj.gate.weight", 2)[1])
-
-
-def _pair(path: Path) -> tuple[Path, Path] | None:
-    """Both files of an export, given one of them; None where it is not half of one."""
-    for half in HALVES:
-        if path.name.endswith(half):
-            language, visual = (path.with_name(path.name.removesuffix(half) + other) for other in HALVES)
-            return (language, visual) if half == HALVES[1] or visual.is_file() else None
-    return None
-
-
-def _joined(language: Path, visual: Path) -> Stored:
-    if not language.is_file():
-        raise ValueError(f"{visual} is half of an export: {language.name} is missing beside it")
-    seen = read(visual)
-    text = {f"rwkv.{name}": tensor for name, tensor in read(language).tensors.items()}
-    return Stored(visual, {**text, **seen.tensors}, seen.container)

@@ -181,7 +181,7 @@ def test_a_folder_holds_one_model(make_blinkdl: Maker, tmp_path: Path) -> None:
     torch.save(make_blinkdl(), tmp_path / "a.pth")
     assert read(tmp_path).tensors.keys() == make_blinkdl().keys()
     torch.save(make_blinkdl(), tmp_path / "b.pth")
-    with pytest.raises(ValueError, match=r"holds 2 checkpoints \(a\.pth, \.\.\.\): name one"):
+    with pytest.raises(ValueError, match=r"holds 2 models, name one of them: \S+/a\.pth, \S+/b\.pth$"):
         read(tmp_path)
 
 
@@ -201,6 +201,27 @@ def test_shards_are_read_and_none_may_lie_elsewhere(make_blinkdl: Maker, tmp_pat
     index.write_text(json.dumps({"weight_map": weight_map | {"emb.weight": "model-3.safetensors"}}))
     with pytest.raises(ValueError, match=r"model-3\.safetensors is missing"):
         read(tmp_path)
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    torch.save(tensors, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=rf"holds 2 models, name one of them: {index}, \S+other\.pth$"):
+        read(tmp_path)
+    assert read(index).tensors.keys() == tensors.keys()
+    (tmp_path / "other.pth").unlink()
     index.write_text("[" * 100_000)
     with pytest.raises(ValueError, match="is not JSON"):
         read(tmp_path)
+
+
+def test_one_shard_is_no_model(make_blinkdl: Maker, tmp_path: Path) -> None:
+    tensors = make_blinkdl()
+    names, files = list(tensors), [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for file, held in zip(files, (names[::2], names[1::2]), strict=True):
+        save_file({name: tensors[name] for name in held}, tmp_path / file)
+    assert "its index, model.safetensors.index.json, is not beside it" in refusal(tmp_path / files[0])
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: files[i % 2] for i, name in enumerate(names)}}))
+    for file in files:
+        assert f"is one of 2 shards of a model: name its index, {index}" in refusal(tmp_path / file)
+    save_file(tensors, tmp_path / "all.safetensors")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "all.safetensors")}))
+    assert read(tmp_path / "all.safetensors").tensors.keys() == tensors.keys()

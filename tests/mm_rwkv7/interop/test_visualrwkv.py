@@ -86,13 +86,13 @@ def test_v700_at_its_true_widths(tmp_path: Path) -> None:
     assert max(found.values()) < FP32, found
 
 
-@pytest.mark.parametrize("half", ["_rwkv.pth", "_visual.pth"])
-def test_an_exported_pair_opens_by_either_file(trio: Pipeline, tmp_path: Path, half: str) -> None:
+@pytest.mark.parametrize("half", ["x_rwkv.pth", "x_visual.pth", ""])
+def test_an_exported_pair_opens_by_either_file_or_its_folder(trio: Pipeline, tmp_path: Path, half: str) -> None:
     tensors = seeded.checkpoint(seeded.trio())
     language = {name.removeprefix("rwkv."): t for name, t in tensors.items() if name.startswith("rwkv.")}
     torch.save(language, tmp_path / "x_rwkv.pth")
     torch.save({name: t for name, t in tensors.items() if not name.startswith("rwkv.")}, tmp_path / "x_visual.pth")
-    found = checkpoint.load(tmp_path / f"x{half}").state_dict()
+    found = checkpoint.load(tmp_path / half).state_dict()
     expected = trio.model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
