@@ -9,7 +9,9 @@ from mm_rwkv7.interop.naming import PILE_TOKENIZERS
 from mm_rwkv7.tokenizer import Tokenizer
 
 PUBLISHED = "hf:EleutherAI/gpt-neox-20b/tokenizer.json"
-PILE_END = 0  # <|endoftext|>
+END = "<|endoftext|>"
+# What only this tokenizer has in these places: the letters of 243 bytes follow two special tokens, "Ċ" is a line break.
+PLACES = {END: 0, "<|padding|>": 1, "!": 2, "Ċ": 187}
 
 
 def tokenizer_file(checkpoint: Path | None) -> Path:
@@ -28,6 +30,9 @@ class PileTokenizer(Tokenizer):
 
     def __init__(self, file: Path, rows: int) -> None:
         self._bpe = _read(file)
+        for token, place in PLACES.items():
+            if (found := self._bpe.token_to_id(token)) != place:
+                raise ValueError(f"{file} is not the 20B tokenizer: {token!r} has id {found}, expected {place}")
         added = self._bpe.get_added_tokens_decoder()
         self._bytes = [b""] * rows
         letters = _letters()
@@ -39,7 +44,7 @@ class PileTokenizer(Tokenizer):
             elif not added[token_id].special:
                 self._bytes[token_id] = token.encode()
         self.size = rows
-        self.end_id = PILE_END
+        self.end_id = PLACES[END]
         self.image_id = self.audio_id = -1
         self.unwritable = [i for i, piece in enumerate(self._bytes) if not piece and i != self.end_id]
 

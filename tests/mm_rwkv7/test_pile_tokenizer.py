@@ -1,5 +1,6 @@
 """The byte-level tokenizer of Pile models, on a small one of the same kind that is trained here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,24 @@ from mm_rwkv7.sampling import Sampling
 ROWS = 50304
 
 
+SPECIAL = ("<|endoftext|>", "<|padding|>")
+BYTES = tuple(sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(map(chr, (0xC0, 0xC1, *range(0xF5, 0x100))))))
+
+
 @pytest.fixture(scope="module")
 def bpe() -> Bpe:
-    """Built as `20B_tokenizer.json` is: NFC, byte-level BPE, two special tokens, and runs of spaces added."""
+    return trained()
+
+
+def trained(special: Sequence[str] = SPECIAL, alphabet: Sequence[str] = BYTES) -> Bpe:
+    """Built as `20B_tokenizer.json` is: NFC, byte-level BPE, two special tokens, the bytes that texts have, and runs of
+    spaces added."""
     made = Bpe(models.BPE())
     made.normalizer = normalizers.NFC()
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|endoftext|>", "<|padding|>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=400, special_tokens=list(special), initial_alphabet=list(alphabet), show_progress=False
     )
     made.train_from_iterator(["the cat sat on the mat, the café and the 猫" * 5], trainer)
     made.add_tokens([AddedToken(" " * n, normalized=True, special=False) for n in (2, 3, 4)])
@@ -69,6 +78,24 @@ def test_bad_input_is_refused(bpe: Bpe, tokenizer: PileTokenizer, tmp_path: Path
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(ValueError, match=r"t\.json is not a tokenizer's file"):
         PileTokenizer(tmp_path / "t.json", ROWS)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"special": SPECIAL[::-1]}, "'<|endoftext|>' has id 1, expected 0"),
+        ({"special": ["<s>", "</s>"]}, "'<|endoftext|>' has id None, expected 0"),
+        ({"special": SPECIAL[:1]}, "'<|padding|>' has id None, expected 1"),
+        ({"special": [*SPECIAL, "<|mask|>"]}, "'!' has id 3, expected 2"),
+        ({"alphabet": pre_tokenizers.ByteLevel.alphabet()}, "'Ċ' has id 200, expected 187"),
+    ],
+)
+def test_another_tokenizer_is_refused(other: dict[str, list[str]], reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    trained(**other).save(str(path))
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not the 20B tokenizer") as raised:
+        PileTokenizer(path, ROWS)
+    assert str(raised.value) == f"{path} is not the 20B tokenizer: {reason}"
 
 
 def test_a_pile_model_answers_with_the_tokenizer_beside_it(bpe: Bpe, pile_model: Path) -> None:
