@@ -59,10 +59,10 @@ def _open_siglip(
 
 
 def _version(shapes: Shapes) -> int:
-    """The last digit of the version: what the path says, where it fits the tensors, or else the earlier one."""
+    """The last digit of the version: what the path says last that fits the tensors, or else the earlier one."""
     possible = (3, 4) if shapes.holds("vtc.") else (1, 2)
-    named = re.search(r"v070([1-4])", str(shapes.stored.path.absolute()))
-    return int(named[1]) if named and int(named[1]) in possible else possible[0]
+    named = map(int, re.findall(r"v070([1-4])", str(shapes.stored.path.absolute())))
+    return [possible[0], *(version for version in named if version in possible)][-1]
 
 
 def _projector(shapes: Shapes) -> GatedProjectorConfig | LinearProjectorConfig:

@@ -170,11 +170,14 @@ def test_pictures_are_compressed_one_by_one(compressed: Path) -> None:
         ("x-v0704.pth", 0, "7.01", None),
         ("rwkv-1.pth", 2, "7.03", Tiling(256, closest=True)),
         ("x-v0704.pth", 2, "7.04", Tiling(256, closest=True)),
+        ("v0701/v0702/v0704/rwkv-1.pth", 0, "7.02", Tiling(256)),
+        ("v0702/v0701.pth", 0, "7.01", None),
     ],
 )
 def test_the_path_tells_versions_apart_whose_tensors_are_alike(
     tmp_path: Path, name: str, compressor: int, version: str, tiling: Tiling | None
 ) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     path = saved(seeded.siglip_rwkv(D=64, layers=1, width=64, depth=1, compressor=compressor), tmp_path / name)
     found = open_checkpoint(path)
     assert found.format == f"VisualRWKV {version}"
