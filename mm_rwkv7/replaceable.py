@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mm_rwkv7.config import MMConfig
-from mm_rwkv7.interop.hf import MODEL_TYPE
+from mm_rwkv7.interop.files import MODEL_TYPE
 from mm_rwkv7.interop.naming import PILE_TOKENIZERS
 
 # Each with model*.safetensors and its index.

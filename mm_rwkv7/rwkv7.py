@@ -229,17 +229,18 @@ class RWKV7(nn.Module):
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], device: str = "auto", dtype: str = "auto") -> "RWKV7":
-        """The language model of any recognised checkpoint (native, BlinkDL, flash-linear-attention, rwkv.cpp), alone
-        or inside a model that sees: "nano", "hf:owner/repo", "hf:owner/repo/file", a folder or a file."""
+        """The language model of any recognised checkpoint (native, for transformers, BlinkDL, flash-linear-attention,
+        rwkv.cpp), alone or inside a model that sees: "nano", "hf:owner/repo", "hf:owner/repo/file", a folder or file.
+        """
         path = locate(model)
         where = choose_device(device)
         number = choose_dtype(dtype, where)
         stored = read(path)
         found = language_model(stored)
-        if stored.is_native:
-            config = build(RWKV7Config, stored.config.get("lm"), f"{path}: lm")
-        else:
+        if found.sizes is None:
             config = RWKV7Config.of({name: t.shape for name, t in found.tensors.items()}, path, found.spell)
+        else:
+            config = build(RWKV7Config, found.sizes, f"{path}: lm")
         with torch.device("meta"):
             lm = cls(config)
         load_strictly(lm, found.tensors, path, number, where, found.spell)

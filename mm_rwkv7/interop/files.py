@@ -14,6 +14,7 @@ from torch import Tensor
 from mm_rwkv7.interop import ggmf
 from mm_rwkv7.interop.naming import CONFIG, HALVES, INDEX, SHARD, one_model, other_half, read_object, shards
 
+MODEL_TYPE = "mm_rwkv7"
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 FOREIGN = {
     b"version https://git-lfs": "a git-lfs pointer, not the weights it points to: fetch them with `git lfs pull`",
@@ -38,6 +39,11 @@ class Stored:
     def is_native(self) -> bool:
         """Whether it is a checkpoint of this project."""
         return str(self.config.get("format")).startswith("mm-rwkv7/")
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether `mm_rwkv7.hf` wrote it for transformers."""
+        return self.config.get("model_type") == MODEL_TYPE
 
 
 def read(path: Path) -> Stored:

@@ -3,14 +3,12 @@
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.interop.files import Stored
 from mm_rwkv7.interop.format import Checkpoint
+from mm_rwkv7.interop.language import EXPORTED, language_model
 from mm_rwkv7.typed import build
-
-MODEL_TYPE = "mm_rwkv7"
-PREFIX = "model."
 
 
 def recognises(stored: Stored) -> bool:
-    return stored.config.get("model_type") == MODEL_TYPE
+    return stored.is_exported
 
 
 def open_stored(stored: Stored) -> Checkpoint:
@@ -18,5 +16,6 @@ def open_stored(stored: Stored) -> Checkpoint:
         config = build(MMConfig, stored.config.get("native"), "native")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{stored.path}: {error}") from error
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in stored.tensors.items()}
-    return Checkpoint("mm-rwkv7 (transformers)", config, tensors, stored.path, PREFIX.__add__)
+    language_model(stored)  # whether its blocks are there
+    tensors = {name.removeprefix(EXPORTED): tensor for name, tensor in stored.tensors.items()}
+    return Checkpoint("mm-rwkv7 (transformers)", config, tensors, stored.path, EXPORTED.__add__)

@@ -20,6 +20,8 @@ def one_model(where: object, names: Collection[str]) -> list[str]:
     if INDEX in names:
         found = [INDEX, *(name for name in found if not SHARD.fullmatch(name))]
     found = found or sorted(name for name in names if name.endswith(".bin"))
+    if not found and CONFIG in names:
+        raise ValueError(f"{where} is not a whole checkpoint: model.safetensors is missing")
     if not found:
         raise ValueError(f"{where} holds no model: it has no .safetensors, .pth or .bin file")
     if len(found) > 1 and found[1:] != [other_half(found[0])]:

@@ -1,6 +1,9 @@
 """Conversions keep every bit, are whole or not there, and replace nothing that is somebody else's."""
 
+import copy
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mm_rwkv7 import checkpoint
 from mm_rwkv7.interop.convert import convert
 from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.opening import open_checkpoint
@@ -133,6 +137,32 @@ def test_a_folder_for_transformers_comes_back_bit_for_bit(tiny_checkpoint: Path,
     assert convert(tmp_path / "hf", tmp_path / "back").format == "mm-rwkv7 (transformers)"
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "back" / name).read_bytes() == (tiny_checkpoint / name).read_bytes()
+
+
+def test_the_language_model_of_a_folder_for_transformers_opens_alone(
+    tiny_model: MMRWKV7, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = copy.deepcopy(tiny_model)
+    config = replace(model.config.lm, iclr_multiplier=2.0)  # which no shape tells
+    model.config = replace(model.config, lm=config)
+    checkpoint.save(model, tmp_path / "native", "")
+    convert(tmp_path / "native", tmp_path / "hf", "hf")
+    for file in ("", "model.safetensors"):
+        found = RWKV7.from_pretrained(tmp_path / "hf" / file, "cpu", "fp32")
+        assert found.config == config
+        assert_equal(found.state_dict(), model.lm.state_dict())
+
+
+@pytest.mark.parametrize("to", ["native", "hf"])
+def test_a_config_of_a_billion_blocks_costs_nothing(tiny_checkpoint: Path, tmp_path: Path, to: str) -> None:
+    convert(tiny_checkpoint, tmp_path / "x", to)
+    path = tmp_path / "x" / "config.json"
+    fields = json.loads(path.read_text())
+    (fields if to == "native" else fields["native"])["lm"]["layers"] = 10**9
+    path.write_text(json.dumps(fields))
+    for load in (checkpoint.load, RWKV7.from_pretrained):
+        with pytest.raises(ValueError, match="holds 2 blocks, its config 1000000000"):
+            load(tmp_path / "x")
 
 
 @pytest.mark.parametrize("to", ["native", "blinkdl"])

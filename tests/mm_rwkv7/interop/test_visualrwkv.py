@@ -15,6 +15,7 @@ from mm_rwkv7.interop.parts import Shapes
 from mm_rwkv7.interop.siglip import siglip_config
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.projector import LinearProjectorConfig
+from mm_rwkv7.rwkv7 import RWKV7
 from tests.mm_rwkv7.interop import seeded
 from tests.mm_rwkv7.interop.peers import differences, distance, golden, opened, prompt, saved
 
@@ -96,6 +97,8 @@ def test_an_exported_pair_opens_by_either_file_or_its_folder(trio: Pipeline, tmp
     expected = trio.model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
+    lm = RWKV7.from_pretrained(tmp_path / half, "cpu", "fp32").state_dict()
+    assert all(torch.equal(lm[name], expected[f"lm.{name}"]) for name in lm)
 
 
 def test_half_of_a_pair_names_the_missing_file(tmp_path: Path) -> None:
