@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ class RunConfig:
     """A run: the model to build and the stages that train it, one after another.
 
     `start` names a checkpoint ("nano", "hf:owner/repo", a folder) whose weights and vocabulary the run begins with;
-    without it the weights are random and the vocabulary is what the data can say.
+    without it the weights are random and the vocabulary is what the data can say. `template` (as a whole) and
+    `max_new_tokens` replace those of `start` where the recipe names them.
     """
 
     run: str
@@ -72,8 +73,8 @@ class RunConfig:
     lm: dict[str, Any]  # RWKV7Config without its vocabulary, which comes from the data
     projector: dict[str, Any]  # ProjectorConfig without its input width, which is the tower's
     stages: tuple[StageConfig, ...]
-    template: PromptTemplate = field(default_factory=PromptTemplate)
-    max_new_tokens: int = 64
+    template: PromptTemplate | None = None
+    max_new_tokens: int | None = None
     start: str | None = None
     data: str = "../shared/data"  # the folder of the parquet tables; generated scenes need none
     seed: int = 0
@@ -92,6 +93,15 @@ class RunConfig:
             raise ValueError("two stages have the same name")
         self.lm_config(1)
         self.projector_config(1)
+        if self.start is None:
+            for name, value in {"template": PromptTemplate(), "max_new_tokens": 64, **self.prompt}.items():
+                object.__setattr__(self, name, value)
+
+    @property
+    def prompt(self) -> dict[str, Any]:
+        """The fields of MMConfig that say how the model is asked, as far as they are decided here."""
+        fields = {"template": self.template, "max_new_tokens": self.max_new_tokens}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def lm_config(self, vocab_size: int) -> RWKV7Config:
         return build(RWKV7Config, {"vocab_size": vocab_size, **self.lm}, "lm")

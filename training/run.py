@@ -1,5 +1,6 @@
 """A run from its recipe: build the model from what the data says, train the stages in order, keep the result."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,7 +66,7 @@ def open_sources(run: RunConfig) -> dict[str, Source]:
 def build_model(run: RunConfig, sources: Mapping[str, Source]) -> tuple[MMRWKV7, Processor]:
     """A fresh model whose vocabulary is what the sources can say, and its processor."""
     tower = TimmTower(run.tower)
-    full = MMConfig(run.lm_config(65536), run.tower, run.projector_config(tower.width), template=run.template)
+    full = MMConfig(run.lm_config(65536), run.tower, run.projector_config(tower.width), **run.prompt)
     spelling = Processor(full, Tokenizer(), tower.preprocess, image_tokens=1)
     texts = {text for source in sources.values() for text in source.texts()}
     pieces = (piece for text in texts for piece in (text, *turns(spelling, text, text)))
@@ -75,8 +76,7 @@ def build_model(run: RunConfig, sources: Mapping[str, Source]) -> tuple[MMRWKV7,
         tower=run.tower,
         projector=run.projector_config(tower.width),
         vocabulary=vocabulary,
-        template=run.template,
-        max_new_tokens=run.max_new_tokens,
+        **run.prompt,
     )
     model = MMRWKV7(config)
     initialise(model.lm)
@@ -84,7 +84,8 @@ def build_model(run: RunConfig, sources: Mapping[str, Source]) -> tuple[MMRWKV7,
 
 
 def continued_model(run: RunConfig) -> tuple[MMRWKV7, Processor]:
-    """The model that `run.start` names, which must have the sizes of the recipe, and its processor."""
+    """The model that `run.start` names, which must have the sizes of the recipe, and its processor. It is asked as the
+    recipe says, where that says anything."""
     assert run.start is not None
     pipeline = Pipeline.from_pretrained(run.start, device="cpu", dtype="fp32")
     config = pipeline.model.config
@@ -95,7 +96,10 @@ def continued_model(run: RunConfig) -> tuple[MMRWKV7, Processor]:
     ):
         if has != wants:
             raise ValueError(f"{run.start} has the {name} {has}, the recipe wants {wants}")
-    return pipeline.model, pipeline.processor
+    pipeline.model.config = dataclasses.replace(config, **run.prompt)
+    given = pipeline.processor
+    processor = Processor(pipeline.model.config, pipeline.tokenizer, given.preprocess, given.image_tokens)
+    return pipeline.model, processor
 
 
 def _stage(

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from mm_rwkv7 import checkpoint
+from mm_rwkv7.config import PromptTemplate
 from training import run as module
+from training.answer import turns
 from training.config import RunConfig, load_recipe
-from training.run import open_sources, train
+from training.run import continued_model, open_sources, train
 from training.sources import SOURCES, Sample, Scenes
 from training.tower import TowerStage
 
@@ -156,6 +158,18 @@ def test_a_run_begins_with_the_weights_it_is_given(straight: Path, tmp_path: Pat
     assert after.keys() == before.keys()
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]) != name.startswith("projector."), name
+
+
+def test_a_start_is_asked_as_the_recipe_says_or_as_before(straight: Path) -> None:
+    start = f"start={straight / 'model'}"
+    config = checkpoint.load(straight / "model").config
+    model, _ = continued_model(load_recipe("smoke", [start]))
+    assert model.config == config
+    assert config.max_new_tokens == 2
+    model, processor = continued_model(load_recipe("smoke", [start, "template.user='Q: '", "max_new_tokens=5"]))
+    template = PromptTemplate(user="Q: ")
+    assert model.config == dataclasses.replace(config, template=template, max_new_tokens=5)
+    assert turns(processor, "What?", "This.")[0].startswith("Q: ")
 
 
 def test_a_start_of_other_sizes_is_refused(straight: Path, tmp_path: Path) -> None:
