@@ -4,7 +4,6 @@ Commands import what they need when they run, so that `--help` answers at once a
 a model is loaded. Exit codes: 0 done, 1 failed, 2 bad input or usage, 130 interrupted.
 """
 
-import json
 import os
 import sys
 import traceback
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.checkpoints import convert, encoders, inspect
 from app.options import (
     AsJson,
     Debug,
@@ -30,9 +30,10 @@ from app.options import (
     TopK,
     TopP,
 )
+from app.output import print_json, print_stream
 
 if TYPE_CHECKING:
-    from mm_rwkv7.pipeline import Answer, Pipeline, Stream
+    from mm_rwkv7.pipeline import Answer, Pipeline
     from mm_rwkv7.sampling import Sampling
 
     Ready = Callable[[], tuple[Pipeline, Sampling]]
@@ -40,20 +41,12 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-cli = typer.Typer(
-    name="mm-rwkv7",
-    help="RWKV-7 as a multimodal model: asks it about pictures, trains it, measures it.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Every error of every command ends here, as one line."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        code = cli(arguments, prog_name="mm-rwkv7", standalone_mode=False)
+        code = _commands()(arguments, prog_name="mm-rwkv7", standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:
         return _fail(f"{error.format_message()} (mm-rwkv7 --help says more)", 2)
@@ -72,12 +65,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or 0
 
 
+def _commands() -> typer.Typer:
+    """Every command, in the order in which --help lists them."""
+    cli = typer.Typer(
+        name="mm-rwkv7",
+        help="RWKV-7 as a multimodal model: asks it about pictures, trains it, measures it.",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    for command in (ask, caption, tag, chat, embed, app, encoders, inspect, convert, doctor):
+        cli.command()(command)
+    for command in (train, bench):
+        cli.command(context_settings=PASS_ON, add_help_option=False)(command)
+    return cli
+
+
 def _fail(message: str, code: int) -> int:
     print("error:", " ".join(message.split()), file=sys.stderr)
     return code
 
 
-@cli.command()
 def ask(
     inputs: Annotated[
         list[str] | None, typer.Argument(metavar="[MEDIA]... QUESTION", help="Pictures, then the question.")
@@ -108,7 +116,6 @@ def ask(
     return _ask_batch(batch, out, ready)
 
 
-@cli.command()
 def caption(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Pictures.")],
     model: Model = "nano",
@@ -132,12 +139,11 @@ def caption(
     for image in images:
         text = pipeline.caption(image, sampling)
         if as_json:
-            _print_json({"image": image, "caption": text})
+            print_json({"image": image, "caption": text})
         else:
             print(text if len(images) == 1 else f"{image}: {text}", flush=True)
 
 
-@cli.command()
 def tag(
     sounds: Annotated[list[str], typer.Argument(metavar="AUDIO...", help="Sounds.")],
     top: Annotated[int, typer.Option(help="How many labels for each.")] = 10,
@@ -155,12 +161,11 @@ def tag(
     for sound in sounds:
         tags = [{"label": label, "score": score} for label, score in pipeline.tag(sound, top)]
         if as_json:
-            _print_json({"audio": sound, "tags": tags})
+            print_json({"audio": sound, "tags": tags})
         else:
             print(f"{sound}: " + ", ".join(f"{tag['label']} {tag['score']:.2f}" for tag in tags), flush=True)
 
 
-@cli.command()
 def chat(
     media: Annotated[list[str] | None, typer.Argument(metavar="[MEDIA]...", help="Pictures to talk about.")] = None,
     model: Model = "nano",
@@ -186,11 +191,10 @@ def chat(
         if not question:
             return
         stream = pipeline.stream(_user(question, pictures), sampling, state)
-        _print_stream(stream)
+        print_stream(stream)
         state, pictures = stream.answer.state, []
 
 
-@cli.command()
 def embed(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts, one vector for each.")],
     model: Model = "nano",
@@ -204,12 +208,11 @@ def embed(
     for text in texts:
         vector = pipeline.embed(text).tolist()
         if as_json:
-            _print_json({"text": text, "embedding": vector})
+            print_json({"text": text, "embedding": vector})
         else:
             print(*(f"{value:.6g}" for value in vector), flush=True)
 
 
-@cli.command()
 def app(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
@@ -228,87 +231,23 @@ def app(
     serve(pipeline, host, port)
 
 
-@cli.command()
-def encoders(as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the towers that are known by name: tokens for a picture, their width, and the weights' licence."""
-    from encoders.catalogue import CATALOGUE
-
-    columns = ("name", "library", "width", "tokens", "licence")
-    rows = [{column: getattr(entry, column) for column in columns} for entry in CATALOGUE]
-    if as_json:
-        _print_json(rows)
-        return
-    lines = [columns, *(tuple(str(value) for value in row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(map(str.ljust, line, widths)).rstrip())
-
-
-@cli.command()
-def inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A checkpoint's file or folder, nano, or hf:...")],
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Say what a checkpoint holds, without reading its weights."""
-    from app.inspection import inspected
-
-    found = inspected(file)
-    if as_json:
-        _print_json(asdict(found))
-    else:
-        print(found.table())
-
-
-@cli.command()
-def convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="A checkpoint's file or folder, nano, or hf:...")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; a .pth file for blinkdl.")],
-    to: Annotated[
-        str, typer.Option(metavar="FORMAT", help="native, hf (transformers) or blinkdl (LM alone).")
-    ] = "native",
-    warm_start: Annotated[bool, typer.Option("--warm-start", help="Begin an RWKV-7 from an RWKV-6.")] = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Write a checkpoint in another format, bit for bit."""
-    from mm_rwkv7.interop.convert import convert as write
-    from mm_rwkv7.weights import locate
-
-    done = write(locate(source), out, to, warm_start)
-    if done.start is not None:
-        print("this model needs training before it is of use", file=sys.stderr)
-        print("carried over:", *done.start.carried, file=sys.stderr)
-        print("begun anew:", *done.start.initialised, file=sys.stderr)
-        print("left behind:", *done.start.dropped, file=sys.stderr)
-    if done.lost is not None:
-        print(done.lost, file=sys.stderr)
-    if as_json:
-        _print_json({"format": done.format, "out": str(done.out), "parameters": done.parameters})
-    else:
-        print(f"{done.out}: {done.parameters:,} parameters, from {done.format}")
-
-
-@cli.command()
 def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
     """Say what this machine offers and which path the model takes on it."""
     from app.doctor import examine
 
     diagnosis = examine()
     if as_json:
-        _print_json(asdict(diagnosis))
+        print_json(asdict(diagnosis))
     else:
         print(diagnosis.table())
     return 0 if diagnosis.torch else 1
 
 
-@cli.command(context_settings=PASS_ON, add_help_option=False)
 def train(context: typer.Context) -> int:
     """Train a model by a recipe (= python -m training)."""
     return _hand_over("training.__main__", context)
 
 
-@cli.command(context_settings=PASS_ON, add_help_option=False)
 def bench(context: typer.Context) -> int:
     """Measure speed (= python -m mm_rwkv7.bench)."""
     return _hand_over("mm_rwkv7.bench.__main__", context)
@@ -343,9 +282,9 @@ def _ask_once(inputs: list[str], as_json: bool, ready: "Ready") -> int:
     pipeline, sampling = ready()
     stream = pipeline.stream(_user(question, pictures), sampling)
     if as_json:
-        _print_json(_described(stream.answer, pipeline.name))
+        print_json(_described(stream.answer, pipeline.name))
     else:
-        _print_stream(stream)
+        print_stream(stream)
     return 0
 
 
@@ -368,16 +307,6 @@ def _described(answer: "Answer", model: str) -> dict[str, Any]:
         "timings": asdict(answer.timings),
         "model": model,
     }
-
-
-def _print_stream(stream: "Stream") -> None:
-    for piece in stream:
-        print(piece, end="", flush=True)
-    print(flush=True)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":
