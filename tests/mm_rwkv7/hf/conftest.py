@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from mm_rwkv7.hf import MMRWKV7ForConditionalGeneration, MMRWKV7Processor
 from mm_rwkv7.model import MMRWKV7
+
+Conversations = list[list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
@@ -27,15 +30,10 @@ def pictures() -> list[Image.Image]:
 
 
 @pytest.fixture(scope="session")
-def inputs(hf_processor: MMRWKV7Processor, pictures: list[Image.Image]) -> Callable[..., dict[str, Tensor]]:
-    """The model's inputs for questions, each a text or a text with the numbers of its pictures."""
+def prompts(hf_processor: MMRWKV7Processor) -> Callable[[Conversations], dict[str, Tensor]]:
+    """The model's inputs for conversations that want an answer, a row each."""
 
-    def prepare(*questions: str | tuple[str, list[int]]) -> dict[str, Tensor]:
-        conversations = []
-        for question in questions:
-            text, numbers = (question, []) if isinstance(question, str) else question
-            parts = [{"type": "image", "image": pictures[number]} for number in numbers]
-            conversations.append([{"role": "user", "content": [*parts, {"type": "text", "text": text}]}])
+    def prepare(conversations: Conversations) -> dict[str, Tensor]:
         return hf_processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,
@@ -44,5 +42,22 @@ def inputs(hf_processor: MMRWKV7Processor, pictures: list[Image.Image]) -> Calla
             return_tensors="pt",
             processor_kwargs={"padding": True},
         )
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def inputs(
+    prompts: Callable[[Conversations], dict[str, Tensor]], pictures: list[Image.Image]
+) -> Callable[..., dict[str, Tensor]]:
+    """The model's inputs for questions, each a text or a text with the numbers of its pictures."""
+
+    def prepare(*questions: str | tuple[str, list[int]]) -> dict[str, Tensor]:
+        conversations = []
+        for question in questions:
+            text, numbers = (question, []) if isinstance(question, str) else question
+            parts = [{"type": "image", "image": pictures[number]} for number in numbers]
+            conversations.append([{"role": "user", "content": [*parts, {"type": "text", "text": text}]}])
+        return prompts(conversations)
 
     return prepare

@@ -1,6 +1,7 @@
 import base64
 import dataclasses
 import io
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
@@ -113,21 +114,14 @@ def test_a_template_that_a_token_could_lie_across_is_refused(template: PromptTem
         chat_template(template, MMRWKV7Tokenizer())
 
 
-def test_a_batch_of_conversations_is_padded_on_the_left(hf_processor: MMRWKV7Processor, native: Processor) -> None:
+def test_a_batch_of_conversations_is_padded_on_the_left(prompts: Callable[..., Any], native: Processor) -> None:
     conversations = [
         [{"role": "user", "content": [{"type": "image", "image": RED}, {"type": "text", "text": "What?"}]}],
         [{"role": "user", "content": "Describe the picture."}],
         [{"role": "user", "content": [{"type": "image", "image": BLUE}, {"type": "text", "text": "a red square?"}]}],
     ]
     rows = [native(conversation) for conversation in conversations]
-    batch = hf_processor.apply_chat_template(
-        conversations,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True},
-    )
+    batch = prompts(conversations)
     for ids, mask, row in zip(batch["input_ids"], batch["attention_mask"], rows, strict=True):
         length = row.ids.shape[1]
         assert torch.equal(ids[-length:], row.ids[0])
