@@ -36,6 +36,10 @@ def load_picture(source: PictureSource) -> Image.Image:
         with open(source, "rb") as file:
             return _read(file, name)
     except FileNotFoundError as error:
+        if "://" in name:
+            raise ValueError(
+                f"{name} is an address, expected a path, bytes or a PIL image: download it first"
+            ) from error
         raise ValueError(f"{name}: there is no such file") from error
     except IsADirectoryError as error:
         raise ValueError(f"{name} is a folder, expected a picture file") from error

@@ -67,7 +67,10 @@ def chat_template(template: PromptTemplate, tokenizer: MMRWKV7Tokenizer) -> str:
         _check_seam(left, right, tokenizer)
     _check_seam(template.assistant, template.answer, tokenizer)
     if template.images_first or template.image_start is not None or template.image_end is not None:
-        raise ValueError("the prompt template sets pictures before the turn or between marks, no jinja here does")
+        raise ValueError(
+            "the prompt template sets pictures before the turn or between marks, and the transformers adapter cannot: "
+            "use mm_rwkv7.Pipeline"
+        )
     before, _, after = template.image.partition("{image}")
     texts = {
         "SYSTEM": template.system,

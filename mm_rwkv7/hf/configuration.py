@@ -1,13 +1,12 @@
 """The transformers config: a native MMConfig under one name, so that no field is told twice."""
 
 import dataclasses
-import os
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from mm_rwkv7.config import MMConfig
-from mm_rwkv7.hf.remote import Remote, add_code, reference
+from mm_rwkv7.hf.remote import Remote, reference
 from mm_rwkv7.typed import build
 
 
@@ -47,12 +46,10 @@ class MMRWKV7Config(Remote, PreTrainedConfig):
         }
         return {**super().to_dict(), "auto_map": auto_map}
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        super().save_pretrained(save_directory, *args, **kwargs)
-        add_code(save_directory)
-
 
 def check_tokenizer(core: MMConfig) -> None:
     """A ValueError where the tokenizer is another than World."""
     if core.tokenizer != "world":
-        raise ValueError(f"the tokenizer is {core.tokenizer!r}, the transformers adapter has World's only")
+        raise ValueError(
+            f"the tokenizer is {core.tokenizer!r}, the transformers adapter has World's only: use mm_rwkv7.Pipeline"
+        )

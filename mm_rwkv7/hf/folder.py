@@ -12,9 +12,10 @@ from mm_rwkv7.weights import replacing
 
 def export(model: MMRWKV7, folder: str | os.PathLike[str], card: str) -> None:
     """Write `model` with its processor and model card, replacing `folder` only when all of it is written. A
-    ValueError says when `folder` holds anything but such an export."""
+    ValueError says when `folder` holds anything but such an export, and when the model needs `Pipeline`."""
     check_exported(Path(folder))
+    processor = MMRWKV7Processor.from_core(model)  # refuses some models: before gigabytes are written
     with replacing(Path(folder)) as draft:
         MMRWKV7ForConditionalGeneration.from_core(model).save_pretrained(draft)
-        MMRWKV7Processor.from_core(model).save_pretrained(draft)
+        processor.save_pretrained(draft)
         (draft / "README.md").write_text(card, encoding="utf-8")

@@ -5,23 +5,19 @@ Letters: I pictures, S side of a prepared picture in pixels.
 
 import dataclasses
 from collections.abc import Iterator
-from http.client import HTTPException
 from typing import Any
 from urllib.request import urlopen
 
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from encoders.protocol import Preprocess, join
+from encoders.protocol import Preprocess, Views, join
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.hf.remote import Remote, reference
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.processor import Processor
 from mm_rwkv7.tokenizer import Tokenizer
 from mm_rwkv7.typed import build
-
-ADDRESS = ("http://", "https://", "data:")
-TIMEOUT = 30  # seconds without an answer
 
 
 class MMRWKV7ImageProcessor(Remote, BaseImageProcessor):
@@ -43,18 +39,19 @@ class MMRWKV7ImageProcessor(Remote, BaseImageProcessor):
     @classmethod
     def from_core(cls, core: MMRWKV7) -> "MMRWKV7ImageProcessor":
         """The processor of a model. A ValueError says where a picture is more than one tensor of pixels."""
-        if core.tower is not None and (core.config.tiling or not isinstance(core.tower.preprocess, Preprocess)):
+        preprocess = None if core.tower is None else core.tower.preprocess
+        if core.config.tiling is not None or isinstance(preprocess, Views):
+            how = "cuts pictures into tiles" if core.config.tiling else "looks at each picture in several ways"
             raise ValueError(
-                "transformers wants one tensor of one size for each picture; "
-                "this model cuts pictures into tiles, or its towers look at them in several ways: use Pipeline"
+                f"the model {how}, and the transformers adapter gives it one tensor for each: use mm_rwkv7.Pipeline"
             )
-        tower = None if core.tower is None else dataclasses.asdict(core.tower.preprocess)
+        tower = None if preprocess is None else dataclasses.asdict(preprocess)
         return cls(dataclasses.asdict(core.config), tower, core.image_tokens)
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Pictures (paths, addresses, bytes or PIL, nested as you like) -> pixel_values (I, 3, S, S) uint8, which the
-        tower normalises."""
-        return BatchFeature({"pixel_values": join([self._core.pixels(_fetched(image)) for image in flat(images)])})
+        """Pictures (paths, bytes, PIL or "data:" addresses, nested as you like) -> pixel_values (I, 3, S, S) uint8,
+        which the tower normalises. Nothing is fetched from a network."""
+        return BatchFeature({"pixel_values": join([self._core.pixels(_read(image)) for image in flat(images)])})
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -75,12 +72,12 @@ def flat(images: Any) -> Iterator[Any]:
         yield images
 
 
-def _fetched(image: Any) -> Any:
-    """The bytes behind an address, for our own reader, which knows transparency and 16 bits; others as they are."""
-    if not isinstance(image, str) or not image.startswith(ADDRESS):
+def _read(image: Any) -> Any:
+    """The bytes in a "data:" address, for our own reader, which knows transparency and 16 bits; others as they are."""
+    if not isinstance(image, str) or not image.startswith("data:"):
         return image
     try:
-        with urlopen(image, timeout=TIMEOUT) as answer:
+        with urlopen(image) as answer:
             return answer.read()
-    except (OSError, ValueError, HTTPException) as error:
-        raise ValueError(f"{image[:80]} cannot be fetched: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{image[:80]} holds no picture: {error}") from error

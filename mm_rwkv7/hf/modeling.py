@@ -20,7 +20,8 @@ from mm_rwkv7.config import MMConfig
 from mm_rwkv7.hf.cache import RecurrentCache
 from mm_rwkv7.hf.configuration import MMRWKV7Config, check_tokenizer
 from mm_rwkv7.hf.generation import PictureGenerationMixin, generation_config
-from mm_rwkv7.hf.remote import Remote, add_code
+from mm_rwkv7.hf.remote import Remote
+from mm_rwkv7.hf.saving import merging
 from mm_rwkv7.initialisation import initialise
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.replaceable import check_native
@@ -86,10 +87,31 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
             self.model.tower.requires_grad_(False)
         return self
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if Path(save_directory).is_dir():
-            add_code(save_directory)
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As transformers does it, but a save that fails leaves the folder as it was. A ValueError says when the folder
+        could not be loaded again, as with adapters that are not merged."""
+        if kwargs.get("distributed_checkpoint"):
+            raise ValueError("distributed_checkpoint is not for this model: save its safetensors")
+        if not getattr(self, "_hf_peft_config_loaded", False):  # then transformers saves adapters alone
+            self._check_whole(self.state_dict() if state_dict is None else state_dict)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with merging(Path(save_directory)) as draft:
+            super().save_pretrained(draft, is_main_process, state_dict, **kwargs)
+
+    def _check_whole(self, tensors: dict[str, Tensor]) -> None:
+        with torch.device("meta"):
+            wanted = {f"model.{name}": t.shape for name, t in MMRWKV7(self.config.core).state_dict().items()}
+        given = {name: tensor.shape for name, tensor in tensors.items()}
+        if wrong := sorted({name for name, _ in wanted.items() ^ given.items()}):
+            adapted = ": merge the adapters first" if any(".base_layer." in name for name in wrong) else ""
+            raise ValueError(f"{len(wrong)} tensors are not those of the config, such as {wrong[0]}{adapted}")
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: transformers goes module by module, the reference trainer's start is the whole model's."""

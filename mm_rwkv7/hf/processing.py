@@ -3,7 +3,6 @@
 Letters: B rows, T tokens, I pictures, S side of a prepared picture in pixels.
 """
 
-import os
 from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin
@@ -11,7 +10,7 @@ from transformers import BatchFeature, ProcessorMixin
 from mm_rwkv7.hf.chat_template import chat_template as jinja
 from mm_rwkv7.hf.configuration import check_tokenizer
 from mm_rwkv7.hf.image_processing import MMRWKV7ImageProcessor, flat
-from mm_rwkv7.hf.remote import Remote, add_code, reference
+from mm_rwkv7.hf.remote import Remote, reference
 from mm_rwkv7.hf.tokenization import IMAGE, MMRWKV7Tokenizer
 from mm_rwkv7.model import MMRWKV7
 
@@ -65,11 +64,6 @@ class MMRWKV7Processor(Remote, ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        files = super().save_pretrained(save_directory, *args, **kwargs)
-        add_code(save_directory)
-        return files
 
 
 def _check_counts(placeholders: list[int], images: Any, pictures: int) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 FILE = Path(__file__).resolve().parent / "remote_code.py"
 
@@ -19,7 +20,12 @@ def add_code(folder: str | os.PathLike[str]) -> None:
 
 class Remote:
     """For classes whose saved folders bring their own file: transformers would copy the source of a class that it
-    found by remote code, and with it half of this package."""
+    found by remote code, and with it half of this package. Stands before transformers' class among the bases."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        written = cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
+        add_code(save_directory)
+        return written
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "") -> None:

@@ -3,14 +3,13 @@
 Transformers speaks of tokens as strings: a token's bytes are written as Latin-1, one character a byte.
 """
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from transformers import PythonBackend
 
-from mm_rwkv7.hf.remote import Remote, add_code, reference
+from mm_rwkv7.hf.remote import Remote, reference
 from mm_rwkv7.tokenizer import Tokenizer
 
 END = "<|endoftext|>"
@@ -71,8 +70,3 @@ class MMRWKV7Tokenizer(Remote, PythonBackend):
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """No file: `vocabulary` travels in `tokenizer_config.json`, the World vocabulary in pyrwkv-tokenizer."""
         return ()
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        files = super().save_pretrained(save_directory, *args, **kwargs)
-        add_code(save_directory)
-        return files

@@ -1,6 +1,7 @@
 import copy
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -239,3 +240,41 @@ def test_bad_inputs_are_refused(hf_model: MMRWKV7ForConditionalGeneration, input
         hf_model(ids, past_key_values=DynamicCache())
     with pytest.raises(ValueError, match="the vocabulary is fixed"):
         hf_model.resize_token_embeddings(7)
+
+
+def test_a_save_that_fails_leaves_what_was_there(
+    hf_model: MMRWKV7ForConditionalGeneration, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    (folder / "optimizer.pt").write_text("a trainer's")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(MMRWKV7Config, "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        hf_model.save_pretrained(folder)
+    state = hf_model.state_dict()
+    for wrong in (dict(list(state.items())[1:]), state | {"model.lm.head.weight": torch.zeros(2, 2)}):
+        with pytest.raises(ValueError, match="1 tensors are not those of the config"):
+            hf_model.save_pretrained(folder, state_dict=wrong)
+    with pytest.raises(ValueError, match="is a file, expected a folder"):
+        hf_model.save_pretrained(folder / "optimizer.pt")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_model_is_saved_over_the_folder_that_it_was_loaded_from(
+    hf_model: MMRWKV7ForConditionalGeneration, saved: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    (folder / "optimizer.pt").write_text("a trainer's")
+    hf_model.save_pretrained(folder, max_shard_size="100KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+    assert not (folder / "model.safetensors").exists()
+    loaded = MMRWKV7ForConditionalGeneration.from_pretrained(folder)  # in shards, memory-mapped
+    loaded.save_pretrained(folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*(p.name for p in saved.iterdir()), "optimizer.pt"]
+    )
+    again = MMRWKV7ForConditionalGeneration.from_pretrained(folder).state_dict()
+    for name, tensor in hf_model.state_dict().items():
+        assert torch.equal(tensor, again[name]), name

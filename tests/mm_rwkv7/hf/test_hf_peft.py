@@ -101,7 +101,10 @@ def test_train_save_load_and_merge(
     assert merged.state_dict().keys() == hf_model.state_dict().keys()
 
 
-def test_a_native_checkpoint_has_no_adapters(adapted: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_has_no_adapters(adapted: Any, tmp_path: Path) -> None:
+    model = adapted.base_model.model
     with pytest.raises(ValueError, match="merge the adapters first"):
-        adapted.base_model.model.to_native(tmp_path / "native", "# adapted\n")
-    assert not (tmp_path / "native").exists()
+        model.to_native(tmp_path / "native", "# adapted\n")
+    with pytest.raises(ValueError, match=r"are not those of the config, such as .*: merge the adapters first"):
+        model.save_pretrained(tmp_path / "hf")
+    assert not any(tmp_path.iterdir())

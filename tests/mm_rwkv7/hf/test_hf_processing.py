@@ -2,6 +2,8 @@ import base64
 import dataclasses
 import io
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -11,10 +13,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from encoders.concat import ConcatTowerConfig
 from encoders.protocol import join
 from encoders.tiling import Tiling
 from mm_rwkv7.config import MMConfig, PromptTemplate
-from mm_rwkv7.hf import MMRWKV7ForConditionalGeneration, MMRWKV7Processor, MMRWKV7Tokenizer
+from mm_rwkv7.hf import MMRWKV7ForConditionalGeneration, MMRWKV7Processor, MMRWKV7Tokenizer, export
 from mm_rwkv7.hf.chat_template import chat_template
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.processor import Processor
@@ -129,7 +132,9 @@ def test_a_batch_of_conversations_is_padded_on_the_left(prompts: Callable[..., A
     assert torch.equal(batch["pixel_values"], torch.cat([rows[0].pixels, rows[2].pixels]))
 
 
-def test_pictures_come_as_paths_and_addresses(hf_processor: MMRWKV7Processor, native: Processor, tmp_path: Any) -> None:
+def test_pictures_come_as_paths_and_data_addresses(
+    hf_processor: MMRWKV7Processor, native: Processor, tmp_path: Any
+) -> None:
     path = tmp_path / "red.png"
     RED.save(path)
     buffer = io.BytesIO()
@@ -147,15 +152,39 @@ def test_transparency_is_white_from_an_address_too(hf_processor: MMRWKV7Processo
     assert torch.equal(found, native.pixels(clear))
 
 
-@pytest.mark.parametrize("address", ["data:image/png;base64,a", "data:nothing", "http://127.0.0.1:1/a.png", "http://"])
+@pytest.mark.parametrize("address", ["data:image/png;base64,a", "data:nothing"])
 def test_an_address_without_a_picture_is_one_error(hf_processor: MMRWKV7Processor, address: str) -> None:
-    with pytest.raises(ValueError, match="cannot be fetched"):
+    with pytest.raises(ValueError, match="holds no picture"):
         hf_processor(images=address, text="<image>")
 
 
-def test_models_whose_pictures_are_more_than_one_tensor_are_refused(tiny_model: MMRWKV7) -> None:
-    with pytest.raises(ValueError, match="cuts pictures into tiles"):
-        MMRWKV7Processor.from_core(MMRWKV7(dataclasses.replace(tiny_model.config, tiling=Tiling(32))))
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1/a.png", "https://example.com/a.png", "file:///etc/passwd"])
+def test_nothing_is_fetched_from_elsewhere(hf_processor: MMRWKV7Processor, native: Processor, address: str) -> None:
+    question = {"role": "user", "content": [{"type": "image", "image": address}, {"type": "text", "text": "What?"}]}
+    for ask in (native, partial(hf_processor.apply_chat_template, tokenize=True, return_dict=True)):
+        with pytest.raises(ValueError, match="is an address, expected a path, bytes or a PIL image") as raised:
+            ask([question])
+        assert address in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_models_that_need_the_pipeline_are_refused_before_anything_is_written(
+    tiny_model: MMRWKV7, tmp_path: Path
+) -> None:
+    config, vision = tiny_model.config, tiny_model.config.tower
+    wide = dataclasses.replace(config.projector, input_width=128)
+    full = {"vocabulary": None, "lm": dataclasses.replace(config.lm, vocab_size=WORLD_SIZE)}
+    marked = dataclasses.replace(config.template, image_start=65530, image_end=65531)
+    for change, how in (
+        ({"tiling": Tiling(32)}, "the model cuts pictures into tiles"),
+        ({"tower": ConcatTowerConfig((vision, vision)), "projector": wide}, "looks at each picture in several ways"),
+        ({"template": dataclasses.replace(config.template, images_first=True)}, "sets pictures before the turn"),
+        (full | {"template": marked}, "or between marks"),
+    ):
+        core = MMRWKV7(dataclasses.replace(config, **change))
+        with pytest.raises(ValueError, match=rf"{how}.*use mm_rwkv7\.Pipeline$"):
+            export(core, tmp_path / "out", "")
+        assert not any(tmp_path.iterdir())
 
 
 def test_a_model_of_another_tokenizer_is_refused() -> None:
