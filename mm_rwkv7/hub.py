@@ -117,7 +117,9 @@ def _snapshots(repo: str) -> list[Path]:
 def _is_whole(snapshot: Path, file: str) -> bool:
     """Whether a snapshot holds a file, or one model where none is named, with all its shards."""
     try:
-        path = snapshot / (file or one_model(snapshot, [path.name for path in snapshot.iterdir()])[-1])
+        path = snapshot / (
+            file or one_model(snapshot, [path.name for path in snapshot.iterdir() if path.is_file()])[-1]
+        )
         return path.is_file() and (path.name != INDEX or all(path.with_name(s).is_file() for s in shards(path)))
     except ValueError:
         return False

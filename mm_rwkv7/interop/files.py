@@ -50,7 +50,7 @@ def read(path: Path) -> Stored:
     """The tensors of a file (torch, safetensors, ggmf), or of all the files of a model that is named by its folder, its
     index or either half of an export. Raises ValueError."""
     if path.is_dir():
-        names = {file.name for file in path.iterdir()}
+        names = {file.name for file in path.iterdir() if not file.is_dir()}
         held = one_model(path, names - set(shards(path / INDEX)) if INDEX in names else names)[-1]
         stored = read(path / held)
         return replace(stored, path=path) if stored.container == "safetensors" else stored
@@ -153,7 +153,7 @@ def _read_torch(path: Path, mapped: bool) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a hostile pickle can fail in any way
-        named = re.search(r"(?:GLOBAL|Trying to load) ([\w.]+)", str(error))
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it wants to run {named[1]}, and nothing was run" if named else str(error).strip().split("\n")[0]
         raise ValueError(f"{path} is not a torch checkpoint of tensors: {reason}") from error
     if not isinstance(found, dict):

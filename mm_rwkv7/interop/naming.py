@@ -10,6 +10,7 @@ INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r".+-\d+-of-\d+\.safetensors")
 HALVES = ("_rwkv.pth", "_visual.pth")  # of a VisualRWKV as its project exports it
 CONFIG = "config.json"
+MOST = 12  # files that an error names
 PILE_TOKENIZERS = ("20B_tokenizer.json", "tokenizer.json")
 
 
@@ -25,7 +26,7 @@ def one_model(where: object, names: Collection[str]) -> list[str]:
     if not found:
         raise ValueError(f"{where} holds no model: it has no .safetensors, .pth or .bin file")
     if len(found) > 1 and found[1:] != [other_half(found[0])]:
-        listed = ", ".join(f"{where}/{name}" for name in found)
+        listed = ", ".join(f"{where}/{name}" for name in found[:MOST]) + (", ..." if len(found) > MOST else "")
         raise ValueError(f"{where} holds {len(found)} models, name one of them: {listed}")
     return found
 
