@@ -62,15 +62,15 @@ def chat_template(template: PromptTemplate, tokenizer: MMRWKV7Tokenizer) -> str:
     Our Processor tokenizes a prompt's pieces each by itself, transformers the text between two pictures in one go.
     A ValueError says so where that would not give the same ids.
     """
-    starts = (template.system, template.user, template.assistant)
-    for left, right in [*((template.turn_end, start) for start in starts), (template.assistant, template.turn_end)]:
-        _check_seam(left, right, tokenizer)
-    _check_seam(template.assistant, template.answer, tokenizer)
     if template.images_first or template.image_start is not None or template.image_end is not None:
         raise ValueError(
             "the prompt template sets pictures before the turn or between marks, and the transformers adapter cannot: "
             "use mm_rwkv7.Pipeline"
         )
+    starts = (template.system, template.user, template.assistant)
+    for left, right in [*((template.turn_end, start) for start in starts), (template.assistant, template.turn_end)]:
+        _check_seam(left, right, tokenizer)
+    _check_seam(template.assistant, template.answer, tokenizer)
     before, _, after = template.image.partition("{image}")
     texts = {
         "SYSTEM": template.system,
@@ -93,5 +93,6 @@ def _check_seam(left: str, right: str, tokenizer: MMRWKV7Tokenizer) -> None:
     native = tokenizer.native
     if len(seam) < 2 or any(seam in native.token_bytes(token) for token in range(native.size)):
         raise ValueError(
-            f"the prompt template has {left!r} before {right!r}: a token may lie across, no jinja can cut it"
+            f"the prompt template has {left!r} before {right!r}: a token may lie across, no jinja can cut it: "
+            "use mm_rwkv7.Pipeline"
         )

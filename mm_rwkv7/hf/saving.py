@@ -22,8 +22,8 @@ def merging(folder: Path) -> Iterator[Path]:
         draft = Path(name)
         yield draft
         written = {file.name for file in draft.iterdir()}
-        for file in written:
-            (draft / file).replace(folder / file)
+        for new in written:
+            (draft / new).replace(folder / new)
         if any(map(_holds_weights, written)):
             for file in folder.iterdir():
                 if _holds_weights(file.name) and file.name not in written:

@@ -180,6 +180,7 @@ def test_models_that_need_the_pipeline_are_refused_before_anything_is_written(
         ({"tower": ConcatTowerConfig((vision, vision)), "projector": wide}, "looks at each picture in several ways"),
         ({"template": dataclasses.replace(config.template, images_first=True)}, "sets pictures before the turn"),
         (full | {"template": marked}, "or between marks"),
+        ({"template": dataclasses.replace(config.template, answer="")}, "no jinja can cut it"),
     ):
         core = MMRWKV7(dataclasses.replace(config, **change))
         with pytest.raises(ValueError, match=rf"{how}.*use mm_rwkv7\.Pipeline$"):
