@@ -76,8 +76,8 @@ def _commands() -> typer.Typer:
     )
     for command in (ask, caption, tag, chat, embed, app, encoders, inspect, convert, doctor):
         cli.command()(command)
-    for command in (train, bench):
-        cli.command(context_settings=PASS_ON, add_help_option=False)(command)
+    for program in (train, bench):
+        cli.command(context_settings=PASS_ON, add_help_option=False)(program)
     return cli
 
 

@@ -92,6 +92,8 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
         save_directory: str | os.PathLike[str],
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        *args: Any,
         **kwargs: Any,
     ) -> None:
         """As transformers does it, but a save that fails leaves the folder as it was. A ValueError says when the folder
@@ -100,10 +102,10 @@ class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrained
             raise ValueError("distributed_checkpoint is not for this model: save its safetensors")
         if not getattr(self, "_hf_peft_config_loaded", False):  # then transformers saves adapters alone
             self._check_whole(self.state_dict() if state_dict is None else state_dict)
-        if kwargs.get("push_to_hub"):
+        if push_to_hub:  # under the name of the folder, as transformers does
             kwargs.setdefault("repo_id", Path(save_directory).name)
         with merging(Path(save_directory)) as draft:
-            super().save_pretrained(draft, is_main_process, state_dict, **kwargs)
+            super().save_pretrained(draft, is_main_process, state_dict, push_to_hub, *args, **kwargs)
 
     def _check_whole(self, tensors: dict[str, Tensor]) -> None:
         with torch.device("meta"):
