@@ -53,7 +53,7 @@ def convert(source: Path, out: Path, to: str = "native", warm: bool = False) -> 
     if out.exists() and out.resolve() == source.resolve():
         raise ValueError(f"{out} would replace what it is made from: name another place")
     WRITERS[to].check(out)  # before gigabytes are read
-    start = warm_start(read(source)) if warm else None
+    start = warm_start(read(source, joined=False)) if warm else None
     opened = start.checkpoint if start else open_checkpoint(source)
     model = checkpoint.build(opened, dtype=None)
     written = WRITERS[to].write(model, opened, out, _card(opened, start))

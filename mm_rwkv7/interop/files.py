@@ -46,9 +46,9 @@ class Stored:
         return self.config.get("model_type") == MODEL_TYPE
 
 
-def read(path: Path) -> Stored:
+def read(path: Path, joined: bool = True) -> Stored:
     """The tensors of a file (torch, safetensors, ggmf), or of all the files of a model that is named by its folder, its
-    index or either half of an export. Raises ValueError."""
+    index or, unless they are not to be `joined`, either half of an export. Raises ValueError."""
     if path.is_dir():
         names = {file.name for file in path.iterdir() if not file.is_dir()}
         held = one_model(path, names - set(shards(path / INDEX)) if INDEX in names else names)[-1]
@@ -58,7 +58,7 @@ def read(path: Path) -> Stored:
         raise ValueError(f"{path} does not exist")
     if path.name == INDEX:
         return _read_shards(path)
-    if (pair := _pair(path)) is not None:
+    if joined and (pair := _pair(path)) is not None:
         return _joined(*pair)
     _refuse_shard(path)
     container, tensors = _read_file(path)

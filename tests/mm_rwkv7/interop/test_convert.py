@@ -241,6 +241,12 @@ def test_a_warm_start_carries_over_what_has_an_equal(tmp_path: Path) -> None:
     assert logits.isfinite().all()
 
 
+def test_a_warm_start_takes_the_language_half_of_an_export(tmp_path: Path) -> None:
+    torch.save(rwkv6(), tmp_path / "x_rwkv.pth")
+    torch.save({"proj.weight": torch.ones(2, 2)}, tmp_path / "x_visual.pth")
+    assert convert(tmp_path / "x_rwkv.pth", tmp_path / "out", warm=True).format == "RWKV-7 begun from RWKV-6"
+
+
 def test_a_warm_start_is_the_same_each_time(tmp_path: Path) -> None:
     torch.save(rwkv6(), tmp_path / "v6.pth")
     for name in ("a", "b"):
