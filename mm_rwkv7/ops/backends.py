@@ -1,6 +1,6 @@
 """Which kernels compute WKV-7 on a device, and why, where none can.
 
-B batch, T time, H heads, N head size, S sequences.
+B batch, T time, H heads, N head size, S sequences; `entries` is said in `entries.py`.
 """
 
 import functools
@@ -35,21 +35,9 @@ class Backend:
     sizes: tuple[int, ...]  # head sizes
 
 
-def span_of(size: int) -> int:
-    """Steps between two entries (states kept for the backward), for a head size."""
-    return 64 if size <= 64 else 128
-
-
-def entry_rows(batch: int, time: int, size: int, sequences: int | None) -> int:
-    """How many entries a head keeps. Dense: ceil(T / span) a row of the batch. Else sequence s owns those from
-    cu_seqlens[s] // span + s on; up to S of them lie idle."""
-    span = span_of(size)
-    return batch * -(-time // span) if sequences is None else time // span + sequences
-
-
 def backend(device: torch.device) -> Backend:
     """The kernels for a device, built when they are first asked for; NoKernelError says why there are none."""
-    found = _found(device.type, device.index)
+    found = _found(device)
     if isinstance(found, str):
         raise NoKernelError(found)
     return found
@@ -60,7 +48,7 @@ def reason_against(device: torch.device, dtype: torch.dtype, size: int) -> str |
     """Why inputs of a dtype and head size cannot go to compiled kernels; None where they can."""
     if dtype not in (torch.float32, *HALF):
         return f"{dtype} is computed by torch alone"
-    found = _found(device.type, device.index)
+    found = _found(device)
     if isinstance(found, str):
         return found
     if size not in found.sizes:
@@ -69,18 +57,18 @@ def reason_against(device: torch.device, dtype: torch.dtype, size: int) -> str |
 
 
 @functools.cache
-def _found(device_type: str, index: int | None) -> Backend | str:
+def _found(device: torch.device) -> Backend | str:
     """A backend, or the reason why there is none. Looked for once."""
     try:
-        if device_type == "cpu":
+        if device.type == "cpu":
             return _native()
-        if device_type == "cuda":
-            return _cuda(torch.device(device_type, index))
+        if device.type == "cuda":
+            return _cuda(device)
     except NoKernelError as error:
-        if device_type == "cuda":
+        if device.type == "cuda":
             warnings.warn(f"WKV-7 runs on plain PyTorch: {error}", stacklevel=2)
         return str(error)
-    return f"there is no kernel for devices of type {device_type}"
+    return f"there is no kernel for devices of type {device.type}"
 
 
 def _native() -> Backend:

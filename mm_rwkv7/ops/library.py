@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import backend, entry_rows
+from .backends import backend
+from .entries import entry_rows
 
 FORWARD, BACKWARD = "mm_rwkv7::wkv7", "mm_rwkv7::wkv7_backward"
 
