@@ -152,6 +152,7 @@ void go_on() {
 
 std::string place(Where where) {
     std::string file = where.file_name();
+    if (where.line() == 0) return "kernel";
     return file.substr(file.rfind('/') + 1) + ":" + std::to_string(where.line());
 }
 
