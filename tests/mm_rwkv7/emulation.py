@@ -7,13 +7,16 @@ import ctypes
 import functools
 import os
 import re
+import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -42,12 +45,15 @@ class EmulatedLauncher:
     """A `Launcher` for CPU tensors, with the limits of a GPU of a capability.
 
     sanitize: "thread" reports accesses that no barrier orders, also between blocks; "address" accesses outside of
-    tensors and of shared memory. Either runs the kernel in a process of its own.
+    tensors and of shared memory. Either runs the kernel in a process of its own. Making one skips a test on a machine
+    that cannot compile for the emulation.
     """
 
     def __init__(
         self, processors: int = 4, capability: tuple[int, int] = (8, 0), sanitize: Sanitizer | None = None
     ) -> None:
+        if sys.platform != "linux" or shutil.which("g++") is None:
+            pytest.skip("kernels are emulated on Linux with g++")
         self.device = torch.device("cpu")
         self.processors = processors
         self.capability = capability
