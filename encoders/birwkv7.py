@@ -73,6 +73,20 @@ class ConvShift(nn.Module):
 class BiTimeMix(nn.Module):
     """RWKV-7's time mixing with a convolution for the token shift and a scan in each direction."""
 
+    w0: nn.Parameter
+    w1: nn.Parameter
+    w2: nn.Parameter
+    a0: nn.Parameter
+    a1: nn.Parameter
+    a2: nn.Parameter
+    v0: nn.Parameter
+    v1: nn.Parameter
+    v2: nn.Parameter
+    g1: nn.Parameter
+    g2: nn.Parameter
+    k_k: nn.Parameter
+    k_a: nn.Parameter
+
     def __init__(self, config: BiRWKV7Config, layer: int, scan: Scan) -> None:
         super().__init__()
         self.scan = scan
@@ -109,8 +123,8 @@ class BiTimeMix(nn.Module):
         kappa = F.normalize((k * self.k_k).unflatten(2, self.heads).float(), dim=-1, eps=1e-12).flatten(2).to(r.dtype)
         k = k * torch.addcmul(1 - self.k_a, iclr, self.k_a)
         silent = ~heard
-        inputs = (r, log_w.masked_fill(silent, 0), k.masked_fill(silent, 0), v, -kappa)
-        inputs = (*inputs, (kappa * iclr).masked_fill(silent, 0))
+        log_w, k, b = (t.masked_fill(silent, 0) for t in (log_w, k, kappa * iclr))
+        inputs = (r, log_w, k, v, -kappa, b)
         y = self._both_ways(tuple(t.unflatten(2, self.heads) for t in inputs), dx.unflatten(2, self.heads))
         y = self.ln_x(y.flatten(2).flatten(0, 1)).view_as(x)
         r, k, v = (t.unflatten(2, self.heads) for t in (r, k, v))
@@ -136,8 +150,8 @@ class ChannelMix(nn.Module):
         self.value = nn.Linear(4 * config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.value(torch.relu(self.key(torch.addcmul(x, self.shift(x), self.x_k))).square())
-        return x
+        out: Tensor = self.value(torch.relu(self.key(torch.addcmul(x, self.shift(x), self.x_k))).square())
+        return out
 
 
 class Block(nn.Module):
