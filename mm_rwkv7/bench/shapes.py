@@ -11,8 +11,8 @@ from mm_rwkv7.interop.fla import LOW_RANK
 from mm_rwkv7.rwkv7 import RWKV7, Block, RWKV7Config
 
 WORLD = 65536
-# Width, layers, and the ranks of decay, iclr, value and gate as the published files have them. The ranks of 2.9B and 7.2B
-# are what the older formula gives: no file of theirs was seen.
+# Width, layers, and the ranks of decay, iclr, value and gate as the published files have them. The ranks of 2.9B and
+# 7.2B are what the older formula gives: no file of theirs was seen.
 SIZES = {
     "0.1B": (768, 12, 64, 64, 32, 128),
     "0.4B": (1024, 24, 64, 64, 32, 128),

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -56,10 +57,10 @@ def language_peers(
         files = _Files(model, Path(place), folder)
         for dtype in dtypes:
             if dtype in rwkv_package.TOLERANCE:
-                attempt(f"{rwkv_package.NAME} {dtype}", lambda dtype=dtype: files.package(dtype))  # type: ignore[misc]
+                attempt(f"{rwkv_package.NAME} {dtype}", partial(files.package, dtype))
         if model.emb.weight.device.type == "cpu" and folder is not None:
             for dtype in dtypes:
-                attempt(f"{llama_cpp.NAME} {dtype}", lambda dtype=dtype: files.llama_cpp(dtype))  # type: ignore[misc]
+                attempt(f"{llama_cpp.NAME} {dtype}", partial(files.llama_cpp, dtype))
         yield found, missing
 
 

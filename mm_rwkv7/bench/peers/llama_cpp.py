@@ -68,7 +68,7 @@ class LlamaCpp:
         (row,) = json.loads(done.stdout)
         if row["model_n_params"] != self.expected_parameters:
             raise WrongPeerError(
-                f"it runs {row['model_n_params']} parameters, expected {self.expected_parameters}: ours and those that it "
+                f"it runs {row['model_n_params']} parameters, expected {self.expected_parameters}: ours and what it "
                 "adds to the first layer"
             )
         (nanoseconds,) = row["samples_ns"]
