@@ -9,6 +9,7 @@ from pathlib import Path
 from mm_rwkv7.bench import context, train, wkv
 from mm_rwkv7.command import Parser, run_command
 
+SIDE_BY_SIDE = 8
 BENCHES = {"wkv": wkv, "train": train, "context": context}
 
 PEERS_HELP = "folder of checkouts to measure beside ours: llama.cpp (built), RWKV-LM, wind_rwkv, flash-linear-attention"
@@ -34,10 +35,13 @@ def _measure(options: Namespace) -> None:
 
 
 def as_table(rows: list[dict[str, object]]) -> str:
-    """Rows become columns side by side, one line for each figure that any of them has; below, what was not measured."""
+    """Rows become columns side by side, one line for each figure that any of them has; many rows stay lines. What was
+    not measured stands below."""
     measured = [row for row in rows if "not_measured" not in row]
     names = list(dict.fromkeys(name for row in measured for name in row))
     lines = [[name, *(_cell(row.get(name)) for row in measured)] for name in names]
+    if len(measured) > SIDE_BY_SIDE:
+        lines = [list(line) for line in zip(*lines, strict=True)]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     missing = [f"not measured: {row['path']} ({row['not_measured']})" for row in rows if "not_measured" in row]

@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,17 @@ def sample_in_turns(peers: Mapping[str, Callable[[], float]], rounds: int) -> di
 
 def milliseconds(run: Callable[[], object], device: torch.device | str = "cpu") -> float:
     """How long a call takes, on a device whose work before it is done and whose work from it is waited for."""
+    return timed(run, device)[0]
+
+
+def timed(run: Callable[[], Result], device: torch.device | str = "cpu") -> tuple[float, Result]:
+    """The same, and what the call returns."""
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else int
     wait()
     start = time.perf_counter()
-    run()
+    result = run()
     wait()
-    return (time.perf_counter() - start) * 1000
+    return (time.perf_counter() - start) * 1000, result
 
 
 def summary(samples: list[float]) -> Timing:
