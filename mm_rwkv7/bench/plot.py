@@ -39,4 +39,4 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     where = "GPU" if first["device"] != "cpu" else f"CPU, {first['threads']} threads"
     millions = cast("int", first["parameters"]) / 1e6
     figure.suptitle(f"{millions:.0f} M parameters, {first['dtype']}, batch 1, {where}", fontsize=10)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, format="png", dpi=110)

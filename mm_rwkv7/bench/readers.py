@@ -20,7 +20,9 @@ class Reader(Protocol):
 
     name: str
     rows: int  # V
-    model: nn.Module
+
+    @property
+    def model(self) -> nn.Module: ...
 
     def empty(self) -> Any:
         """The memory of no text."""
@@ -76,10 +78,10 @@ class Attention:
             intermediate_size=max(1, round(layer / (3 * D * 32))) * 32,
             max_position_embeddings=1 << 20,
             tie_word_embeddings=False,
-            attn_implementation="sdpa",
         )
-        self.model = LlamaForCausalLM(self.config).to(device, dtype).eval()
-        self.dtype, self.device = dtype, device
+        llama: nn.Module = LlamaForCausalLM(self.config)
+        self.model = llama.to(device, dtype).eval()
+        self.heads, self.head_size, self.dtype, self.device = config.heads, config.head_size, dtype, device
         if abs(parameters(self.model) / like - 1) > CLOSE:
             raise ValueError(f"the Llama has {parameters(self.model)} parameters, expected {like} within {CLOSE:.0%}")
 
@@ -92,8 +94,7 @@ class Attention:
         from transformers import StaticCache
 
         cache = StaticCache(config=self.config, max_cache_len=context + room)
-        H = self.config.num_key_value_heads
-        some = torch.randn(1, H, context, self.config.head_dim, dtype=self.dtype, device=self.device)
+        some = torch.randn(1, self.heads, context, self.head_size, dtype=self.dtype, device=self.device)
         for layer in range(self.config.num_hidden_layers):
             cache.update(some, some, layer)
         return cache

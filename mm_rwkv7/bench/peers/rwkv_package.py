@@ -85,8 +85,8 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 def _package() -> ModuleType:
     """The package, which reads the environment when it is imported, and sets how torch computes for everybody."""
-    ours = [(torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "allow_tf32")]
-    ours.append((torch.backends.cuda.matmul, "allow_tf32"))
+    cudnn, cublas = torch.backends.cudnn, torch.backends.cuda.matmul
+    ours: list[tuple[object, str]] = [(cudnn, "benchmark"), (cudnn, "allow_tf32"), (cublas, "allow_tf32")]
     before = [getattr(where, name) for where, name in ours]
     environment = {name: os.environ.get(name) for name in SETTINGS}
     os.environ.update(SETTINGS)
