@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor
 from encoders.protocol import move
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
+from mm_rwkv7.decode import Stepper, stepper
 from mm_rwkv7.generate import Decoder, prefill
+from mm_rwkv7.int8 import quantise
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
@@ -22,7 +25,7 @@ from mm_rwkv7.processor import Batch, Message, Processor
 from mm_rwkv7.sampling import Sampler, Sampling
 from mm_rwkv7.state import State
 from mm_rwkv7.tokenizer import Tokenizer
-from mm_rwkv7.weights import choose_device, choose_dtype, locate
+from mm_rwkv7.weights import INT8, choose_device, choose_dtype, locate
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,10 @@ class Pipeline:
         began = time.perf_counter()
         where = choose_device(device)
         opened = open_checkpoint(locate(model))
-        loaded = checkpoint.build(opened, choose_dtype(dtype, where)).to(where)
+        loaded = checkpoint.build(opened, choose_dtype(dtype, where))
+        if dtype == INT8:
+            quantise(loaded.lm)
+        loaded = loaded.to(where)
         return cls(loaded, os.fspath(model), time.perf_counter() - began, opened, pad_compat)
 
     @property
@@ -138,6 +144,10 @@ class Pipeline:
     def _compute_fingerprint(self) -> str:
         tensors = self.model.state_dict() if self.opened is None else self.opened.tensors
         return checkpoint.fingerprint(self.model.config, tensors.items())
+
+    @cached_property
+    def _stepper(self) -> Stepper:
+        return stepper(self.model.lm)
 
     @property
     def device(self) -> torch.device:
@@ -246,7 +256,8 @@ class Pipeline:
             prefilled = self._clock()
             sampler = Sampler(sampling, self.tokenizer.size, self.device)
             limit = sampling.max_new_tokens or self.model.config.max_new_tokens
-            decoder = Decoder(self.model, self.tokenizer, hidden, read, sampler, (*stop, *sampling.stop), limit)
+            stops = (*stop, *sampling.stop)
+            decoder = Decoder(self.model, self.tokenizer, hidden, read, sampler, stops, limit, self._stepper)
             text, first, decode_s = "", None, 0.0
             pieces = iter(decoder)
             while not stream.closed:
