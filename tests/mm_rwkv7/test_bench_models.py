@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mm_rwkv7.bench import train
+from mm_rwkv7.bench import context, train
 from mm_rwkv7.bench.__main__ import as_table, main
 from mm_rwkv7.bench.memory import peak_of, saved_for_backward
 from mm_rwkv7.bench.peers.operators import PEERS
@@ -72,6 +72,17 @@ def test_contexts_stand_beside_a_llama_of_that_size(tmp_path: Path, capsys: pyte
     assert picture.stat().st_size < 100_000
 
 
+def test_a_cache_that_does_not_fit_is_not_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(context, "available", lambda device: 3_000_000)  # one of 1024 tokens is 2.1 MB
+    rows = rows_of(CONTEXT, capsys)
+    measured = [(row["model"], row["context"]) for row in rows if "context" in row]
+    assert measured == [("RWKV-7 tiny", 1024), ("Llama of that size", 1024), ("RWKV-7 tiny", 2048)]
+    reason = "it would have to keep 0.0 GB, and 0.0 GB are free"
+    assert rows[-1] == {"path": "Llama of that size at 2048", "not_measured": reason}
+
+
 def test_reading_ends_with_the_time(capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of([*CONTEXT, "--seconds", "0"], capsys)
     assert [row["prefill_tokens_per_s"] is None for row in rows] == [False, False, True, True]
@@ -107,6 +118,7 @@ def test_a_reader_goes_on_where_it_was(kind: type) -> None:
         parts, _ = reader.read(ids[:, 7:], memory)
         assert torch.allclose(whole, parts, atol=1e-4)
         filled = reader.filled(64, 2)
+        assert reader.nbytes(reader.filled(64, 0)) == reader.nbytes_after(64)
         logits, _ = reader.read(ids[:, :1], filled)
         assert logits.isfinite().all()
         fresh, _ = reader.read(ids[:, :1], reader.empty())
