@@ -12,9 +12,9 @@ class Int8Linear(nn.Module):
     """A linear map without bias whose weights are rounded to 255 steps, each 64 of an output's row between their own
     extremes. Vectors and products keep their precision.
 
-    `weight` is int8 (out, in filled up with zeros to a multiple of 64); within 64, weight 16 j + i is byte 4 i + j, which
-    the compiled step unpacks fastest. `scales` (out, in / 64) are bf16, because fp16 has
-    no numbers for those of small weights; their bits are held as int16, so that a cast of the model leaves them alone.
+    `weight` is int8 (out, in filled up with zeros to a multiple of 64); of each 64, weight 16 j + i is byte 4 i + j, as
+    the compiled step unpacks them fastest. `scales` (out, in / 64) are bf16, because fp16 has no numbers for those of
+    small weights; their bits are held as int16, so that a cast of the model leaves them alone.
     """
 
     weight: Tensor
@@ -26,7 +26,9 @@ class Int8Linear(nn.Module):
         self.in_features, self.out_features = weight.shape[1], weight.shape[0]
         groups = F.pad(weight.float(), (0, -self.in_features % GROUP)).unflatten(1, (-1, GROUP))
         scales = (groups.abs().amax(-1) / 127).bfloat16()
-        steps = (groups / scales.float().clamp_min(torch.finfo(torch.float32).tiny)[..., None]).round_().clamp_(-127, 127)
+        steps = (
+            (groups / scales.float().clamp_min(torch.finfo(torch.float32).tiny)[..., None]).round_().clamp_(-127, 127)
+        )
         steps = steps.to(torch.int8).unflatten(-1, (4, -1)).transpose(-1, -2)
         self.register_buffer("weight", steps.flatten(1))
         self.register_buffer("scales", scales.view(torch.int16))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mm_rwkv7.int8 import quantise
 from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.language import language_model
 from mm_rwkv7.interop.sizes import sizes
@@ -20,7 +21,7 @@ from mm_rwkv7.linear import Linear
 from mm_rwkv7.ops import linear, wkv7
 from mm_rwkv7.state import LayerState, State
 from mm_rwkv7.typed import build
-from mm_rwkv7.weights import choose_device, choose_dtype, load_strictly, locate
+from mm_rwkv7.weights import INT8, choose_device, choose_dtype, load_strictly, locate
 
 DECAY_FLOOR = -math.exp(-0.5)  # the strongest log-decay that the sigmoid can reach
 
@@ -244,6 +245,8 @@ class RWKV7(nn.Module):
         with torch.device("meta"):
             lm = cls(config)
         load_strictly(lm, found.tensors, path, number, where, found.spell)
+        if dtype == INT8:
+            quantise(lm)
         return lm.eval()
 
     def forward(

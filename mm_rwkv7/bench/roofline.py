@@ -3,6 +3,7 @@
 import torch
 
 from mm_rwkv7.bench.timing import milliseconds
+from mm_rwkv7.ops import linear
 
 SIDE = 2048  # of the matrices
 BUFFER = 1 << 28  # bytes, beyond any cache of a CPU
@@ -12,7 +13,7 @@ TRIES = 5
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of one large matrix product, the best of a few."""
     a, b = torch.randn(2, SIDE, SIDE, device=device).to(dtype)
-    return 2 * SIDE**3 / _best(lambda: a @ b, device)
+    return 2 * SIDE**3 / _best(lambda: linear(a, b), device)
 
 
 def reading_rate(device: torch.device) -> float:
