@@ -1,19 +1,23 @@
-"""The recurrence alone: the path that `wkv7` takes against the reference loop, on the CPU in fp32.
+"""The recurrence alone on the CPU in fp32: the C kernel, chunks in torch, and the reference loop.
 
-B batch, T time, H heads, N head size, C steps in a chunk.
+B batch, T time, H heads, N head size, C steps in a chunk or a piece.
 """
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from mm_rwkv7.bench.timing import time_in_turns
-from mm_rwkv7.ops import wkv7, wkv7_reference, wkv_path
-from mm_rwkv7.ops.chunked import CHUNK
+from mm_rwkv7.ops import wkv7, wkv7_reference
+from mm_rwkv7.ops.backends import reason_against
+from mm_rwkv7.ops.chunked import CHUNK, wkv7_chunked
 
-HELP = "the WKV-7 recurrence: forward, and forward with backward, against the reference loop"
+HELP = "the WKV-7 recurrence: forward, and forward with backward, of each path"
+PIECE = 16  # steps that kernels/wkv7.c takes together
+Path = Callable[..., tuple[Tensor, Tensor]]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -28,14 +32,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def rows(arguments: Namespace) -> list[dict[str, object]]:
-    """One row per path: times with spread, how many times faster than the reference, and what had to be done."""
+    """One row per path: times with spread, how many times faster than the reference, and what had to be done. Without
+    a C compiler, or at a head size that the kernel does not know, there is no row for it."""
     sizes = {name: getattr(arguments, name) for name in ("B", "T", "H", "N")}
     for name, least in (*((name, 1) for name in sizes), ("rounds", 2)):
         if getattr(arguments, name) < least:
             raise ValueError(f"--{name} is {getattr(arguments, name)}, expected {least} or more")
     inputs = _inputs(**sizes)
     d_y = torch.randn_like(inputs[0])
-    paths = {"reference": wkv7_reference, wkv_path("cpu"): wkv7}
+    paths = _paths(arguments.N)
 
     def forward(path: str) -> None:
         with torch.no_grad():
@@ -47,7 +52,8 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
 
     forwards = time_in_turns({path: partial(forward, path) for path in paths}, arguments.rounds)
     both = time_in_turns({path: partial(forward_backward, path) for path in paths}, arguments.rounds)
-    work = {"reference": _loop_flops(**sizes), wkv_path("cpu"): _chunked_flops(**sizes)}
+    count = {"reference": _loop_flops, "torch-chunked": _chunked_flops, "native": _native_flops}
+    work = {path: count[path](**sizes) for path in paths}
     return [
         {
             "path": path,
@@ -61,6 +67,13 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
         }
         for path in paths
     ]
+
+
+def _paths(N: int) -> dict[str, Path]:
+    paths: dict[str, Path] = {"reference": wkv7_reference, "torch-chunked": lambda *inputs: wkv7_chunked(inputs)}
+    if reason_against(torch.device("cpu"), torch.float32, N) is None:
+        paths["native"] = wkv7
+    return paths
 
 
 def _inputs(B: int, T: int, H: int, N: int) -> list[Tensor]:
@@ -91,6 +104,21 @@ def _chunked_flops(B: int, T: int, H: int, N: int) -> tuple[int, int]:
     backward = opened + 19 * within + 8 * state
     chunks = B * H * T / C
     return round(chunks * forward), round(chunks * (forward + backward))
+
+
+def _native_flops(B: int, T: int, H: int, N: int) -> tuple[int, int]:
+    """Forward, and forward with backward, of `kernels/wkv7.c`.
+
+    Forward: u, two outer products and y, and once a piece the decay and the first u. The backward goes there without y,
+    and takes each piece through four products with states and some within the piece.
+    """
+    C, square = PIECE, N * N
+    once = 3 * square / C
+    within = 2 * C * C * N
+    pieces = (8 * 2 * C * square + 19.5 * within) / C
+    forward = 8 * square + once
+    steps = B * T * H
+    return round(steps * forward), round(steps * (2 * forward - 2 * square + pieces))
 
 
 def _floor(flops: tuple[int, int], B: int, T: int, H: int, N: int) -> dict[str, float]:

@@ -43,7 +43,7 @@ def backend(device: torch.device) -> Backend:
     return found
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def reason_against(device: torch.device, dtype: torch.dtype, size: int) -> str | None:
     """Why inputs of a dtype and head size cannot go to compiled kernels; None where they can."""
     if dtype not in (torch.float32, *HALF):
@@ -79,11 +79,11 @@ def _native() -> Backend:
 
 
 def _cuda(device: torch.device) -> Backend:
-    try:
-        from . import cuda
-        from .driver import launcher
-    except ImportError as error:
-        raise NoKernelError(f"the CUDA kernels cannot be launched: {error}") from error
-    launch = launcher(device)
-    forward, backward = functools.partial(cuda.forward, launch), functools.partial(cuda.backward, launch)
+    from . import cuda, driver
+
+    reason = driver.unavailable(device.index or 0)
+    if reason:
+        raise NoKernelError(reason)
+    launcher = driver.launcher(device)
+    forward, backward = functools.partial(cuda.forward, launcher), functools.partial(cuda.backward, launcher)
     return Backend("cuda", forward, backward, cuda.SIZES)

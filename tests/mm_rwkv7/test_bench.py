@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mm_rwkv7.bench.__main__ import main
-from mm_rwkv7.ops import wkv_path
+from mm_rwkv7.ops import wkv_reason
 
 SMALL = ["wkv", "--T", "8", "--H", "1", "--N", "4", "--rounds", "2"]
 
@@ -14,7 +14,7 @@ def test_json_is_a_list_of_rows_with_a_reference(capsys: pytest.CaptureFixture[s
     assert main([*SMALL, "--json"]) == 0
     out, progress = capsys.readouterr()
     reference, fast = json.loads(out)
-    assert (reference["path"], fast["path"]) == ("reference", wkv_path("cpu"))
+    assert (reference["path"], fast["path"]) == ("reference", "torch-chunked")
     assert reference["forward_ratio"] == reference["forward_backward_ratio"] == 1
     expected = reference["forward_ms"]["median"] / fast["forward_ms"]["median"]
     assert fast["forward_ratio"] == pytest.approx(expected, rel=0.05)
@@ -27,8 +27,14 @@ def test_json_is_a_list_of_rows_with_a_reference(capsys: pytest.CaptureFixture[s
 def test_the_table_has_a_column_for_each_path(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(SMALL) == 0
     first, *others = capsys.readouterr().out.splitlines()
-    assert first.split(maxsplit=2) == ["path", "reference", wkv_path("cpu")]
+    assert first.split() == ["path", "reference", "torch-chunked"]
     assert any(line.startswith("forward_backward_ms") and " to " in line for line in others)
+
+
+def test_the_kernel_has_a_row_where_it_can_be_built(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--N", "8"]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert ("native" in first) == (wkv_reason("cpu") is None)
 
 
 @pytest.mark.parametrize(

@@ -322,4 +322,5 @@ def test_the_state_is_one_for_each_sequence() -> None:
 
 
 def test_the_path_has_a_name() -> None:
-    assert wkv_path("cpu") == wkv_path(torch.device("cpu")) == "torch-chunked (cpu)"
+    assert wkv_path("cpu") == wkv_path(torch.device("cpu"))
+    assert wkv_path("meta") == "torch-chunked (meta)"
