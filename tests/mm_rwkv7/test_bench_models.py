@@ -29,8 +29,10 @@ def rows_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[di
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_training_step_has_a_row_for_each_path(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = rows_of([*TRAIN, "--dtype", dtype], capsys)
+def test_a_training_step_has_a_row_for_each_path(
+    dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of([*TRAIN, "--dtype", dtype, "--peers", str(tmp_path)], capsys)
     ours, missing = rows[: -len(PEERS)], rows[-len(PEERS) :]
     assert {row["path"] for row in ours} == {wkv_path("cpu"), "torch-chunked (cpu)"}
     for row in ours:

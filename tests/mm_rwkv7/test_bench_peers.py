@@ -107,8 +107,9 @@ def test_a_wrong_gradient_is_refused() -> None:
         rwkv_lm("clamped", kernels).check(CPU, 8)
 
 
-def test_without_a_cuda_device_no_kernel_is_measured() -> None:
-    found, missing = operator_peers(None, CPU, 64)
+def test_without_a_cuda_device_no_kernel_is_measured(tmp_path: Path) -> None:
+    assert operator_peers(None, CPU, 64) == ([], [])
+    found, missing = operator_peers(tmp_path, CPU, 64)
     assert not found
     assert missing == [Unmeasured(name, "no CUDA device") for name in PEERS]
 

@@ -65,10 +65,13 @@ def random_inputs(B: int, T: int, H: int, N: int, device: torch.device, seed: in
 def operator_peers(folder: Path | None, device: torch.device, N: int) -> tuple[list[OperatorPeer], list[Unmeasured]]:
     """The peers that run on a device and agree with the reference there, and why the others do not.
 
-    `folder` is `--peers`; wind_rwkv and fla are found where they are installed, too.
+    `folder` is `--peers`; wind_rwkv and fla are found where they are installed, too. On a CPU, where none of them runs,
+    nobody is told so who did not ask for peers.
     """
     found: list[OperatorPeer] = []
     missing: list[Unmeasured] = []
+    if folder is None and device.type != "cuda":
+        return found, missing
     for name, open_peer in PEERS.items():
         try:
             if device.type != "cuda":
