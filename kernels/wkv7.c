@@ -45,7 +45,7 @@
 #endif
 #define PIECE 16
 #define MOST_PIECES (128 / PIECE)
-#define WORTH_A_THREAD 200000 /* B T H N N: some microseconds */
+#define WORTH_A_THREAD 200000 /* B T H N N */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -617,7 +617,7 @@ static void backward_piece(const struct call *call, const struct desk *desk, con
 static void backward_task(void *context, int task, int worker) {
     const struct call *call = context;
     struct head head = find_head(call, task);
-    int size = call->size, stride = call->stride, ones = stride;
+    int size = call->size, stride = call->stride;
     size_t matrix = (size_t)stride * stride;
     struct desk desk;
     lay_out(&desk, call->scratch + call->scratch_floats * worker, stride, call->pieces);
@@ -630,7 +630,7 @@ static void backward_task(void *context, int task, int worker) {
         load(desk.gradient + i * stride, call->d_last, own + i * size, size, FLOAT32);
     for (int span = (head.steps + call->span - 1) / call->span - 1; span >= 0; span--) {
         int from = span * call->span, to = from + call->span < head.steps ? from + call->span : head.steps, count = 0;
-        for (int i = 0; i < ones; i++) desk.tail[i] = 1;
+        for (int i = 0; i < stride; i++) desk.tail[i] = 1;
         load_tile(tile, entry_of(call, head, span), size);
         store_tile(tile, desk.states, stride, size);
         for (int t = from; t < to; t += PIECE, count++) {
@@ -663,7 +663,8 @@ static int run(struct call *call, task_body body, size_t floats, int tasks) {
     if (!ends_are_sound(call)) return 2;
     if (call->threads > tasks) call->threads = tasks;
     if (call->threads > MOST_THREADS) call->threads = MOST_THREADS;
-    if (call->threads < 1) return 0;
+    if (tasks < 1) return 0;
+    if (call->threads < 1) call->threads = 1;
     call->scratch_floats = (floats + 15) / 16 * 16;
     size_t bytes = call->scratch_floats * call->threads * sizeof(float);
     call->scratch = aligned_alloc(64, bytes);
@@ -672,6 +673,11 @@ static int run(struct call *call, task_body body, size_t floats, int tasks) {
     run_parallel(body, call, tasks, call->threads);
     free(call->scratch);
     return 0;
+}
+
+/* Waking threads takes some microseconds. */
+static int worthwhile_threads(int batch, int time, int heads, int size, int threads) {
+    return (int64_t)batch * time * heads * size * size < WORTH_A_THREAD ? 1 : threads;
 }
 
 static int whole_vectors(int size) { return (size + LANES - 1) / LANES * LANES; }
@@ -683,10 +689,8 @@ int wkv7_forward(int batch, int time, int heads, int size, int sequences, int sp
                         .dtype = dtype, .keep = keep, .ends = ends, .r = r, .log_w = log_w, .k = k, .v = v, .a = a,
                         .b = b, .state = state, .y = y, .last = last, .entries = entries,
                         .stride = whole_vectors(size), .parts = 1};
-    (void)batch, (void)threads;
     int all = sequences * heads;
-    int64_t work = (int64_t)batch * time * heads * size * size;
-    call.threads = work < WORTH_A_THREAD ? 1 : threads;
+    call.threads = worthwhile_threads(batch, time, heads, size, threads);
     if (time == 1 && !ends && !keep) return run(&call, step_task, 7 * (size_t)call.stride, all);
     int vectors = call.stride / LANES;
     while (all * call.parts < call.threads && call.parts < vectors) call.parts++;
@@ -697,13 +701,13 @@ int wkv7_backward(int batch, int time, int heads, int size, int sequences, int s
                   const int32_t *ends, const void *r, const float *log_w, const void *k, const void *v, const void *a,
                   const void *b, const float *entries, const void *d_y, const float *d_last, void *d_r, float *d_log_w,
                   void *d_k, void *d_v, void *d_a, void *d_b, float *d_state) {
-    (void)batch;
     struct call call = {.time = time, .heads = heads, .size = size, .sequences = sequences, .span = span,
-                        .dtype = dtype, .threads = threads, .ends = ends, .r = r, .log_w = log_w, .k = k, .v = v,
+                        .dtype = dtype, .ends = ends, .r = r, .log_w = log_w, .k = k, .v = v,
                         .a = a, .b = b, .entries = (float *)entries, .d_y = d_y, .d_last = d_last, .d_r = d_r,
                         .d_log_w = d_log_w, .d_k = d_k, .d_v = d_v, .d_a = d_a, .d_b = d_b, .d_state = d_state,
                         .stride = whole_vectors(size)};
     struct desk desk;
+    call.threads = worthwhile_threads(batch, time, heads, size, threads);
     call.pieces = ((time < span ? time : span) + PIECE - 1) / PIECE;
     return run(&call, backward_task, lay_out(&desk, NULL, call.stride, call.pieces), sequences * heads);
 }
