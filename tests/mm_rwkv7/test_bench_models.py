@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.cli import main as cli
 from mm_rwkv7.bench import context, train
 from mm_rwkv7.bench.__main__ import as_table, main
 from mm_rwkv7.bench.memory import peak_of, saved_for_backward
@@ -120,6 +121,8 @@ def test_a_reader_goes_on_where_it_was(kind: type) -> None:
         parts, _ = reader.read(ids[:, 7:], memory)
         assert torch.allclose(whole, parts, atol=1e-4)
         filled = reader.filled(64, 2)
+        if kind is Attention:
+            assert filled.get_seq_length() == 64, "a buffer that is not full"
         assert reader.nbytes(reader.filled(64, 0)) == reader.nbytes_after(64)
         logits, _ = reader.read(ids[:, :1], filled)
         assert logits.isfinite().all()
@@ -206,3 +209,11 @@ def test_bad_usage_is_one_line(arguments: list[str], message: str, capsys: pytes
     assert not out
     assert message in complaint
     assert complaint.count("\n") == 1
+
+
+def test_the_command_line_passes_everything_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["wkv", "--T", "8", "--H", "1", "--N", "4", "--rounds", "2", "--json", "--peers", str(tmp_path)]
+    assert cli(["bench", *small]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["path"] for row in rows] == ["reference", "torch-chunked", *PEERS]
+    assert cli(["bench", "wkv", "--T", "0"]) == 2
