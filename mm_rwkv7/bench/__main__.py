@@ -1,4 +1,4 @@
-"""`python -m mm_rwkv7.bench <what> [--json]`: results on stdout, progress on stderr."""
+"""`python -m mm_rwkv7.bench <what> [--peers DIR] [--json]`: results on stdout, progress on stderr."""
 
 import json
 import sys

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from mm_rwkv7.bench.long_text import read_long_text
+from mm_rwkv7.bench.memory import available
+from mm_rwkv7.bench.peers import Unmeasured
 from mm_rwkv7.bench.readers import Attention, Reader, Recurrent
 from mm_rwkv7.bench.shapes import add_shape, parameters, shape
 from mm_rwkv7.bench.timing import time_in_turns, timed
@@ -20,6 +22,7 @@ HELP = (
     f"of {PIECE} tokens, up to the longest context or for --seconds, whichever ends first."
 )
 SHORTEST = 1024
+SPARE = 1.2
 WRITTEN = 4  # tokens in one measurement of decoding
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,7 +59,11 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
         contexts.append(contexts[-1] * 2)
     with torch.inference_mode():
         read = {reader.name: _prefill(reader, contexts, arguments.seconds, device) for reader in readers}
-        found = [row for context in contexts for row in _decode(readers, context, arguments.rounds, device)]
+        found, missing = [], []
+        for context in contexts:
+            too_large = {reader.name: reason for reader in readers if (reason := _too_large(reader, context, device))}
+            missing += [Unmeasured(f"{name} at {context}", reason).row() for name, reason in too_large.items()]
+            found += _decode([r for r in readers if r.name not in too_large], context, arguments.rounds, device)
     for row in found:
         row["prefill_tokens_per_s"] = read[str(row["model"])].get(int(str(row["context"])))
         row |= {"dtype": arguments.dtype, "device": device.type, "threads": torch.get_num_threads()}
@@ -64,7 +71,15 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
         from mm_rwkv7.bench.plot import draw
 
         draw(found, arguments.plot)
-    return found
+    return [*found, *missing]
+
+
+def _too_large(reader: Reader, context: int, device: torch.device) -> str | None:
+    """Why a memory of that context cannot be held, with something to spare for computing with it."""
+    wanted, there = reader.nbytes_after(context), available(device)
+    if there is None or wanted * SPARE < there:
+        return None
+    return f"it would have to keep {wanted / 1e9:.1f} GB, and {there / 1e9:.1f} GB are free"
 
 
 def _prefill(reader: Reader, contexts: list[int], seconds: float, device: torch.device) -> dict[int, float]:
@@ -76,7 +91,7 @@ def _prefill(reader: Reader, contexts: list[int], seconds: float, device: torch.
     for context in contexts:
         before, taken = position, 0.0
         while position < context:
-            if total + taken > seconds * 1000:
+            if _too_large(reader, context, device) or total + taken > seconds * 1000:
                 return found
             step, (_, memory) = timed(partial(reader.read, ids, memory), device)
             position, taken = position + PIECE, taken + step

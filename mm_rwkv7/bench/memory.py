@@ -9,13 +9,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS, FORGET, MEMORY = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
 
 
 def process_peak() -> int:
     """Bytes of this process at its largest, ever."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that can still be had; None where the system does not tell."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    try:
+        (found,) = re.findall(r"MemAvailable:\s+(\d+) kB", MEMORY.read_text())
+    except OSError:
+        return None
+    return int(found) * 1024
 
 
 def peak_of(run: Callable[[], object], device: torch.device) -> int | None:

@@ -8,7 +8,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     speed, memory = figure.subplots(1, 2)
     for colour, name in enumerate(dict.fromkeys(str(row["model"]) for row in rows)):
         own = [row for row in rows if row["model"] == name]
@@ -35,7 +35,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1024:g}k"))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         axes.grid(which="major", alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     where = "GPU" if first["device"] != "cpu" else f"CPU, {first['threads']} threads"
     millions = cast("int", first["parameters"]) / 1e6
     figure.suptitle(f"{millions:.0f} M parameters, {first['dtype']}, batch 1, {where}", fontsize=10)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_rwkv7.bench.shapes import parameters, random_model
+from mm_rwkv7.decode import stepper
 from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config
 from mm_rwkv7.state import State
 
@@ -35,6 +36,9 @@ class Reader(Protocol):
 
     def nbytes(self, memory: Any) -> int: ...
 
+    def nbytes_after(self, context: int) -> int:
+        """Of a memory after so many tokens, without making it."""
+
 
 class Recurrent:
     """RWKV-7 of our own."""
@@ -42,6 +46,7 @@ class Recurrent:
     def __init__(self, config: RWKV7Config, name: str, dtype: torch.dtype, device: torch.device) -> None:
         self.name, self.rows = f"RWKV-7 {name}", config.vocab_size
         self.model: RWKV7 = random_model(config, dtype, device)
+        self.step = stepper(self.model)
 
     def empty(self) -> State | None:
         return None
@@ -51,11 +56,18 @@ class Recurrent:
         return State(state.layers, context)
 
     def read(self, ids: Tensor, memory: State | None) -> tuple[Tensor, State]:
-        hidden, state = self.model.hidden(self.model.embed(ids), memory)
+        x = self.model.embed(ids)
+        if memory is not None and len(ids[0]) == 1:
+            hidden, state = self.step(x[:, 0], memory)
+            return self.step.logits(hidden), state
+        hidden, state = self.model.hidden(x, memory)
         return self.model.head(hidden[:, -1]), state
 
     def nbytes(self, memory: State) -> int:
         return sum(tensor.nbytes for layer in memory.layers for tensor in layer)
+
+    def nbytes_after(self, context: int) -> int:
+        return self.nbytes(self.model.initial_state())
 
 
 class Attention:
@@ -105,3 +117,6 @@ class Attention:
 
     def nbytes(self, memory: Any) -> int:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in memory.layers)
+
+    def nbytes_after(self, context: int) -> int:
+        return 2 * self.config.num_hidden_layers * self.heads * self.head_size * context * self.dtype.itemsize

@@ -1,22 +1,26 @@
-"""The recurrence alone on the CPU in fp32: the C kernel, chunks in torch, and the reference loop.
+"""The recurrence alone: our kernel for the device, chunks in torch, the reference loop, and others' CUDA kernels.
 
 B batch, T time, H heads, N head size, C steps in a chunk or a piece.
 """
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from mm_rwkv7.bench.peers.operators import operator_peers, random_inputs
+from mm_rwkv7.bench.roofline import reading_rate
 from mm_rwkv7.bench.timing import time_in_turns
 from mm_rwkv7.ops import wkv7, wkv7_reference
-from mm_rwkv7.ops.backends import reason_against
+from mm_rwkv7.ops.backends import backend, reason_against
 from mm_rwkv7.ops.chunked import CHUNK, wkv7_chunked
+from mm_rwkv7.ops.sequences import Inputs
+from mm_rwkv7.weights import choose_device
 
 HELP = "the WKV-7 recurrence: forward, and forward with backward, of each path"
 PIECE = 16  # steps that kernels/wkv7.c takes together
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Path = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -29,58 +33,83 @@ def add_arguments(parser: ArgumentParser) -> None:
         ("rounds", 7, "measurements of each path, at least 2"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default {default})")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--dtype", default="fp32", help="of all but the decay: fp32 or bf16 (default fp32)")
 
 
 def rows(arguments: Namespace) -> list[dict[str, object]]:
-    """One row per path: times with spread, how many times faster than the reference, and what had to be done. Without
-    a C compiler, or at a head size that the kernel does not know, there is no row for it."""
+    """One row per path: times with spread, how many times faster than the first path, what had to be done, and how much
+    of the time moving the bytes once would take, at the rate at which this device reads. Without a compiler, or at a
+    head size that the kernel does not know, there is no row for it. On a GPU the reference loop is left out: its
+    backward would keep every state."""
     sizes = {name: getattr(arguments, name) for name in ("B", "T", "H", "N")}
     for name, least in (*((name, 1) for name in sizes), ("rounds", 2)):
         if getattr(arguments, name) < least:
             raise ValueError(f"--{name} is {getattr(arguments, name)}, expected {least} or more")
-    inputs = _inputs(**sizes)
-    d_y = torch.randn_like(inputs[0])
-    paths = _paths(arguments.N)
+    if arguments.dtype not in DTYPES:
+        raise ValueError(f"--dtype is {arguments.dtype!r}, expected one of {', '.join(DTYPES)}")
+    device, dtype = choose_device(arguments.device), DTYPES[arguments.dtype]
+    inputs = random_inputs(**sizes, device=device)
+    r, log_w, k, v, a, b = inputs
+    ours = (r.to(dtype), log_w, *(x.to(dtype) for x in (k, v, a, b)))
+    paths = _paths(arguments.N, device, dtype)
+    peers, missing = operator_peers(arguments.peers, device, arguments.N)
+    calls = {path: _Call(run, ours) for path, run in paths.items()}
+    calls |= {peer.name: _Call(peer.run, peer.own(inputs)) for peer in peers}
 
-    def forward(path: str) -> None:
-        with torch.no_grad():
-            paths[path](*inputs)
-
-    def forward_backward(path: str) -> None:
-        y, _ = paths[path](*inputs)
-        torch.autograd.grad(y, inputs, d_y)
-
-    forwards = time_in_turns({path: partial(forward, path) for path in paths}, arguments.rounds)
-    both = time_in_turns({path: partial(forward_backward, path) for path in paths}, arguments.rounds)
-    count = {"reference": _loop_flops, "torch-chunked": _chunked_flops, "native": _native_flops}
-    work = {path: count[path](**sizes) for path in paths}
-    return [
-        {
+    forwards = time_in_turns({path: call.forward for path, call in calls.items()}, arguments.rounds, device)
+    both = time_in_turns({path: call.forward_backward for path, call in calls.items()}, arguments.rounds, device)
+    count = {"reference": _loop_flops, "torch-chunked": _chunked_flops, "native": _native_flops, "cuda": _chunked_flops}
+    bandwidth, first = reading_rate(device), next(iter(paths))
+    found: list[dict[str, object]] = []
+    for path in calls:
+        row: dict[str, object] = {
             "path": path,
             **sizes,
+            "dtype": arguments.dtype if path in paths else "bf16",
+            "device": device.type,
             "threads": torch.get_num_threads(),
             "forward_ms": forwards[path].as_dict(),
             "forward_backward_ms": both[path].as_dict(),
-            "forward_ratio": round(forwards["reference"].median / forwards[path].median, 2),
-            "forward_backward_ratio": round(both["reference"].median / both[path].median, 2),
-            **_floor(work[path], **sizes),
+            "forward_ratio": round(forwards[first].median / forwards[path].median, 2),
+            "forward_backward_ratio": round(both[first].median / both[path].median, 2),
         }
-        for path in paths
-    ]
+        if path in count:
+            flops = count[path](**sizes)
+            row |= {"forward_gflop": round(flops[0] / 1e9, 4), "forward_backward_gflop": round(flops[1] / 1e9, 4)}
+        moved = _bytes(**sizes, element=dtype.itemsize if path in paths else 2)
+        for name, amount, timing in zip(("forward", "forward_backward"), moved, (forwards, both), strict=True):
+            row[f"{name}_mbytes"] = round(amount / 1e6, 3)
+            row[f"{name}_share_of_bandwidth"] = round(amount / bandwidth / timing[path].median * 1000, 4)
+        found.append(row)
+    return [*found, *(absent.row() for absent in missing)]
 
 
-def _paths(N: int) -> dict[str, Path]:
-    paths: dict[str, Path] = {"reference": wkv7_reference, "torch-chunked": lambda *inputs: wkv7_chunked(inputs)}
-    if reason_against(torch.device("cpu"), torch.float32, N) is None:
-        paths["native"] = wkv7
+class _Call:
+    """A path and inputs of its own that want gradients."""
+
+    def __init__(self, run: Callable[..., Tensor | tuple[Tensor, Tensor]], inputs: Inputs) -> None:
+        self.run, self.inputs = run, [x.detach().requires_grad_() for x in inputs]
+        self.d_y = torch.randn_like(self.inputs[3])
+
+    def y(self) -> Tensor:
+        found = self.run(*self.inputs)
+        return found[0] if isinstance(found, tuple) else found
+
+    def forward(self) -> None:
+        with torch.no_grad():
+            self.y()
+
+    def forward_backward(self) -> None:
+        torch.autograd.grad(self.y(), self.inputs, self.d_y)
+
+
+def _paths(N: int, device: torch.device, dtype: torch.dtype) -> dict[str, Path]:
+    paths: dict[str, Path] = {"reference": wkv7_reference} if device.type == "cpu" else {}
+    paths["torch-chunked"] = lambda *inputs: wkv7_chunked(inputs)
+    if reason_against(device, dtype, N) is None:
+        paths[backend(device).name] = wkv7
     return paths
-
-
-def _inputs(B: int, T: int, H: int, N: int) -> list[Tensor]:
-    r, k, v, direction, w_raw, iclr_raw = torch.randn(6, B, T, H, N)
-    kappa = torch.nn.functional.normalize(direction, dim=-1)
-    log_w = -torch.tensor(-0.5).exp() * torch.sigmoid(w_raw)
-    return [x.requires_grad_() for x in (r, log_w, k, v, -kappa, kappa * torch.sigmoid(iclr_raw))]
 
 
 def _loop_flops(B: int, T: int, H: int, N: int) -> tuple[int, int]:
@@ -121,14 +150,9 @@ def _native_flops(B: int, T: int, H: int, N: int) -> tuple[int, int]:
     return round(steps * forward), round(steps * (2 * forward - 2 * square + pieces))
 
 
-def _floor(flops: tuple[int, int], B: int, T: int, H: int, N: int) -> dict[str, float]:
-    """The arithmetic of a path, and the bytes that any path moves at least: inputs and results, once, in fp32."""
-    sequence, state = 4 * B * T * H * N, 4 * B * H * N * N
-    forward_bytes = 7 * sequence + state
-    backward_bytes = 13 * sequence
-    return {
-        "forward_gflop": round(flops[0] / 1e9, 4),
-        "forward_backward_gflop": round(flops[1] / 1e9, 4),
-        "forward_mbytes": round(forward_bytes / 1e6, 3),
-        "forward_backward_mbytes": round((forward_bytes + backward_bytes) / 1e6, 3),
-    }
+def _bytes(B: int, T: int, H: int, N: int, element: int) -> tuple[int, int]:
+    """What any path moves at least, forward and forward with backward: inputs and results once, of which the decay and
+    its gradient are fp32, and the last state."""
+    steps, state = B * T * H * N, 4 * B * H * N * N
+    forward = steps * (6 * element + 4) + state
+    return forward, forward + steps * (6 * element + 4) + steps * (5 * element + 4)

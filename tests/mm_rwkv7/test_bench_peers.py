@@ -1,16 +1,18 @@
 """Peers: what is found is compared with ours before it is timed, and what is not found or is wrong says so."""
 
 import json
+import math
 import stat
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from mm_rwkv7.bench.peers import Unmeasured, WrongPeerError, checkout, rwkv_package
+from mm_rwkv7.bench.peers import Unmeasured, WrongPeerError, checkout, llama_cpp, rwkv_package
 from mm_rwkv7.bench.peers.fla_folder import write_fla
 from mm_rwkv7.bench.peers.language import language_peers
 from mm_rwkv7.bench.peers.llama_cpp import LlamaCpp, expected_parameters
@@ -18,6 +20,7 @@ from mm_rwkv7.bench.peers.operators import PEERS, fla, operator_peers, rwkv_lm, 
 from mm_rwkv7.bench.shapes import parameters, random_model, shape
 from mm_rwkv7.ops import wkv7_reference
 from mm_rwkv7.rwkv7 import RWKV7
+from mm_rwkv7.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 
@@ -104,8 +107,9 @@ def test_a_wrong_gradient_is_refused() -> None:
         rwkv_lm("clamped", kernels).check(CPU, 8)
 
 
-def test_without_a_cuda_device_no_kernel_is_measured() -> None:
-    found, missing = operator_peers(None, CPU, 64)
+def test_without_a_cuda_device_no_kernel_is_measured(tmp_path: Path) -> None:
+    assert operator_peers(None, CPU, 64) == ([], [])
+    found, missing = operator_peers(tmp_path, CPU, 64)
     assert not found
     assert missing == [Unmeasured(name, "no CUDA device") for name in PEERS]
 
@@ -179,6 +183,38 @@ def test_llama_cpp_that_runs_another_model_is_refused(model: RWKV7, llama_checko
     with language_peers(model, ["fp32"], llama_checkout(parameters(model))) as (found, missing):
         assert [peer.name for peer in found] in ([], ["pip rwkv fp32"])
         assert "it runs 560256 parameters, expected 564480" in missing[-1].reason
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1.00001, True), (1.001, False)])
+def test_llama_cpp_with_another_perplexity_is_refused(tmp_path: Path, factor: float, right: bool) -> None:
+    config = replace(shape("tiny"), vocab_size=65536)
+    model = random_model(config, torch.float32, CPU)
+    text = llama_cpp._some_text()
+    ids = Tokenizer().encode(text)
+    assert len(ids) > 3 * llama_cpp.WINDOW
+    found = llama_cpp.perplexity(model, ids) * factor
+    tools = {"llama-bench": json.dumps([{"model_n_params": 1, "samples_ns": [1]}])}
+    tools["llama-perplexity"] = f"chunks\nFinal estimate: PPL = {found:.4f} +/- 1.0"
+    for name, said in tools.items():
+        (tmp_path / name).write_text(f"#!{sys.executable}\nprint({said!r})\n")
+        (tmp_path / name).chmod(0o755)
+    peer = LlamaCpp(tmp_path / "llama-bench", tmp_path / "llama-bench", "fp32", 1, 1)
+    if right:
+        peer.check(model)
+    else:
+        with pytest.raises(WrongPeerError, match="the perplexity of a text is"):
+            peer.check(model)
+
+
+def test_perplexity_counts_the_second_half_of_each_window(model: RWKV7) -> None:
+    ids = torch.randint(512, (300,), generator=torch.Generator().manual_seed(5)).tolist()
+    total = 0.0
+    with torch.no_grad():
+        for start in (0, 128):
+            logits, _ = model(torch.tensor([ids[start : start + 128]]))
+            chances = logits[0].double().log_softmax(-1)
+            total += sum(float(chances[t - start, ids[t + 1]]) for t in range(start + 64, start + 127))
+    assert llama_cpp.perplexity(model, ids) == pytest.approx(math.exp(-total / 126), rel=1e-5)
 
 
 def test_a_bench_that_fails_says_so(tmp_path: Path) -> None:

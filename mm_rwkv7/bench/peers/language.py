@@ -88,5 +88,5 @@ class _Files:
         llama_cpp.convert(home, source, dtype, out)
         expected = llama_cpp.expected_parameters(parameters(self.model), self.model.config)
         peer = llama_cpp.LlamaCpp(bench, out, dtype, torch.get_num_threads(), expected)
-        peer.check()
+        peer.check(self.model)
         return peer

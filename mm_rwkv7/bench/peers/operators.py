@@ -65,10 +65,13 @@ def random_inputs(B: int, T: int, H: int, N: int, device: torch.device, seed: in
 def operator_peers(folder: Path | None, device: torch.device, N: int) -> tuple[list[OperatorPeer], list[Unmeasured]]:
     """The peers that run on a device and agree with the reference there, and why the others do not.
 
-    `folder` is `--peers`; wind_rwkv and fla are found where they are installed, too.
+    `folder` is `--peers`; wind_rwkv and fla are found where they are installed, too. On a CPU, where none of them runs,
+    nobody is told so who did not ask for peers.
     """
     found: list[OperatorPeer] = []
     missing: list[Unmeasured] = []
+    if folder is None and device.type != "cuda":
+        return found, missing
     for name, open_peer in PEERS.items():
         try:
             if device.type != "cuda":
@@ -148,6 +151,14 @@ def _open_rwkv_lm(name: str, source: str, folder: Path | None, N: int) -> Operat
     return rwkv_lm(f"RWKV-LM {name}", getattr(torch.ops, name))
 
 
+def _open_clampw(folder: Path | None, N: int) -> OperatorPeer:
+    return _open_rwkv_lm("rwkv7_clampw", "rwkv7_clampw.cu", folder, N)
+
+
+def _open_clampw_v3(folder: Path | None, N: int) -> OperatorPeer:
+    return _open_rwkv_lm("rwkv7_clampw_v3", "rwkv7_clampw_v3_for_h100.cu", folder, N)
+
+
 def _open_wind(folder: Path | None, N: int) -> OperatorPeer:
     with _importable(folder, "wind_rwkv/rwkv7/__init__.py"):
         kernels = import_module("wind_rwkv.rwkv7")
@@ -182,8 +193,8 @@ def _bf16(inputs: Inputs) -> Inputs:
 
 WIND, FLA = "wind_rwkv chunked", "fla chunk_rwkv7"
 PEERS: dict[str, Callable[[Path | None, int], OperatorPeer]] = {
-    "RWKV-LM rwkv7_clampw": partial(_open_rwkv_lm, "rwkv7_clampw", "rwkv7_clampw.cu"),
-    "RWKV-LM rwkv7_clampw_v3": partial(_open_rwkv_lm, "rwkv7_clampw_v3", "rwkv7_clampw_v3_for_h100.cu"),
+    "RWKV-LM rwkv7_clampw": _open_clampw,
+    "RWKV-LM rwkv7_clampw_v3": _open_clampw_v3,
     WIND: _open_wind,
     FLA: _open_fla,
 }
