@@ -171,8 +171,9 @@ template <int FORMAT> DEVICE void load(Tile& tile, const void* from, const Work&
 
 // Zeros for the keys that vectors are padded with.
 DEVICE void pad(Tile* tiles, int count) {
-    if constexpr (PADDED > HEAD)
-        for (int i = thread_x(); i < count * TILE * PADDED; i += THREADS) tiles[0][0][i] = 0;
+    float* numbers = reinterpret_cast<float*>(tiles);
+    if (PADDED > HEAD)
+        for (int i = thread_x(); i < count * TILE * PADDED; i += THREADS) numbers[i] = 0;
 }
 
 DEVICE void read_keys(float (&x)[KEYS], const float* vector, int lane) {
