@@ -97,7 +97,9 @@ def affine(launcher: Launcher, inputs: Inputs, cu_seqlens: Tensor | None) -> tup
     pieces = batch if cu_seqlens is None else len(cu_seqlens) - 1
     m, d = (log_w.new_empty(pieces, heads, size, size) for _ in range(2))
     launcher(
-        _affine_kernel(size, k.dtype), (pieces * heads, _parts(size), 1), (log_w, k, v, a, b, cu_seqlens, m, d, time, heads)
+        _affine_kernel(size, k.dtype),
+        (pieces * heads, _parts(size), 1),
+        (log_w, k, v, a, b, cu_seqlens, m, d, time, heads),
     )
     return m, d
 
