@@ -21,7 +21,8 @@ FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def supports(inputs: Inputs) -> bool:
-    """Whether these inputs can be computed here: a head size that is a multiple of 8 up to 128, one dtype beside log_w."""
+    """Whether these inputs can be computed here: a head size that is a multiple of 8, up to 128, and one dtype for all
+    but log_w."""
     r, log_w, k, v, a, b = inputs
     size = r.shape[-1]
     alike = all(x.dtype == r.dtype for x in (k, v, a, b))
