@@ -14,12 +14,15 @@
 //
 // which multiplies roundings by at most 0.5452^-(TILE - 1) = 70 before the next kept state wipes them out.
 //
-// Fixed when compiled: HEAD (head size N, a multiple of 8 up to 128), INPUT (0 fp32, 1 bf16, 2 fp16: what all inputs but
-// log_w and all results but states, log_w's gradient are), ROWS (1, 2, 4 or 8), THREADS (a multiple of 32), SPAN, and FORWARD where that kernel is wanted.
+// Fixed when compiled: HEAD_SIZE (N, a multiple of 8 up to 128), INPUT (0 bf16, 1 fp16, 2 fp32: what all tensors are but
+// log_w, its gradient, and states, which are fp32), ROWS (1, 2, 4 or 8), THREADS (a multiple of 32), SPAN, and FORWARD
+// where that kernel is wanted.
 // Tensors are (B, T, H, N), states (sequences, H, N, N) as [value, key], entries (rows, H, N, N).
 
 #include "primitives.h"
 
+constexpr int HEAD = HEAD_SIZE;
+constexpr int BF16 = 0, FP32 = 2;  // formats; 1 is fp16
 constexpr int KEYS = 8;  // of a thread: 4 c .. 4 c + 3 for c = lane and c = lane + LANES
 constexpr int TILE = 8;
 
@@ -80,12 +83,12 @@ template <int FORMAT> struct Raw {
     Vector4 halves;
 };
 
-template <> struct Raw<0> {
+template <> struct Raw<FP32> {
     Four low, high;
 };
 
 template <int FORMAT> DEVICE void fetch(Raw<FORMAT>& raw, const void* from, long long index) {
-    if constexpr (FORMAT == 0) {
+    if constexpr (FORMAT == FP32) {
         const Four* place = reinterpret_cast<const Four*>(static_cast<const float*>(from) + index);
         raw.low = place[0];
         raw.high = place[1];
@@ -96,11 +99,11 @@ template <int FORMAT> DEVICE void fetch(Raw<FORMAT>& raw, const void* from, long
 
 template <int FORMAT> DEVICE float value(unsigned bits) {
     unsigned short half = static_cast<unsigned short>(bits);
-    return FORMAT == 1 ? bf16_to_float(half) : half_to_float(half);
+    return FORMAT == BF16 ? bf16_to_float(half) : half_to_float(half);
 }
 
 template <int FORMAT> DEVICE Four low(const Raw<FORMAT>& raw) {
-    if constexpr (FORMAT == 0) {
+    if constexpr (FORMAT == FP32) {
         return raw.low;
     } else {
         unsigned x = raw.halves.x, y = raw.halves.y;
@@ -109,7 +112,7 @@ template <int FORMAT> DEVICE Four low(const Raw<FORMAT>& raw) {
 }
 
 template <int FORMAT> DEVICE Four high(const Raw<FORMAT>& raw) {
-    if constexpr (FORMAT == 0) {
+    if constexpr (FORMAT == FP32) {
         return raw.high;
     } else {
         unsigned z = raw.halves.z, w = raw.halves.w;
@@ -118,10 +121,10 @@ template <int FORMAT> DEVICE Four high(const Raw<FORMAT>& raw) {
 }
 
 DEVICE void store(void* to, long long index, float x) {
-    if constexpr (INPUT == 0) {
+    if constexpr (INPUT == FP32) {
         static_cast<float*>(to)[index] = x;
     } else {
-        static_cast<unsigned short*>(to)[index] = INPUT == 1 ? float_to_bf16(x) : float_to_half(x);
+        static_cast<unsigned short*>(to)[index] = INPUT == BF16 ? float_to_bf16(x) : float_to_half(x);
     }
 }
 
@@ -136,6 +139,7 @@ template <int FORMAT> DEVICE void fetch(Freight<FORMAT>& freight, const void* fr
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
         int unit = thread_x() + i * THREADS, row = unit / UNITS;
+        freight.units[i] = {};  // or else the registers keep what they held, which takes others
         if (row < TILE && step + row < w.steps) fetch(freight.units[i], from, at(w, step + row) + 8 * (unit % UNITS));
     }
 }
@@ -154,10 +158,10 @@ template <int FORMAT> DEVICE void place(const Freight<FORMAT>& freight, Tile& ti
 
 DEVICE Four exp(Four f) { return {exp_fast(f.x[0]), exp_fast(f.x[1]), exp_fast(f.x[2]), exp_fast(f.x[3])}; }
 
-DEVICE void place_decay(Freight<0> freight, Tile& tile, int steps) {
+DEVICE void place_decay(Freight<FP32> freight, Tile& tile, int steps) {
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
-        Raw<0>& unit = freight.units[i];
+        Raw<FP32>& unit = freight.units[i];
         unit = {exp(unit.low), exp(unit.high)};
     }
     place(freight, tile, steps);
@@ -305,7 +309,7 @@ void wkv7_recurrent_forward(const void* r, const float* log_w, const void* k, co
     barrier();
 
     Freight<INPUT> load_r, load_k, load_v, load_a, load_b;
-    Freight<0> load_w;
+    Freight<FP32> load_w;
     auto fetch_all = [&](int step) {
         fetch(load_r, r, w, step);
         fetch(load_w, log_w, w, step);
@@ -352,7 +356,7 @@ void wkv7_recurrent_backward(const void* r, const float* log_w, const void* k, c
                              float* d_state, float* scratch, int time, int heads, int items) {
     constexpr int QUANTITIES = 5;  // columns' gradients, in the order r, w, k, a, b
     constexpr int SUMS = QUANTITIES * KEYS, GROUPS_OF_WARP = 32 / LANES;
-    constexpr int KEPT = SPAN / TILE - 1, FOURS = ROWS * KEYS / 4;
+    constexpr int KEPT = SPAN / TILE, FOURS = ROWS * KEYS / 4;
     static_assert(GROUPS * ROWS >= HEAD, "a block holds all rows");
     DYNAMIC_SHARED(memory);
     Tile* tiles = reinterpret_cast<Tile*>(memory);
@@ -372,7 +376,7 @@ void wkv7_recurrent_backward(const void* r, const float* log_w, const void* k, c
         Patch s, g;  // the state, and the loss's gradient with respect to it
         read_patch(g, d_final, w.state, row, lane);
         auto load_inputs = [&](int start, int steps) {
-            Freight<0> decay;
+            Freight<FP32> decay;
             fetch(decay, log_w, w, start);
             place_decay(decay, tile_w, steps);
             load<INPUT>(tile_k, k, w, start, steps);
@@ -400,12 +404,10 @@ void wkv7_recurrent_backward(const void* r, const float* log_w, const void* k, c
                             if (row + q < HEAD) removed_rows[(start - begin + i) * HEAD + row + q] = removed[q];
                     }
                 }
-                if (start + TILE < end) {
 #pragma unroll
-                    for (int i = 0; i < FOURS; i++) {
-                        const float* x = s[i / 2] + i % 2 * 4;
-                        kept[(tile * FOURS + i) * THREADS + thread_x()] = {x[0], x[1], x[2], x[3]};
-                    }
+                for (int i = 0; i < FOURS; i++) {
+                    const float* x = s[i / 2] + i % 2 * 4;
+                    kept[(tile * FOURS + i) * THREADS + thread_x()] = {x[0], x[1], x[2], x[3]};
                 }
             }
 
@@ -418,15 +420,12 @@ void wkv7_recurrent_backward(const void* r, const float* log_w, const void* k, c
                 for (int i = thread_x(); i < steps * HEAD; i += THREADS)
                     tile_removed[i / HEAD][i % HEAD] = removed_rows[tile * TILE * HEAD + i];
                 barrier();
-                if (start + TILE < end) {
 #pragma unroll
-                    for (int i = 0; i < FOURS; i++) {
-                        Four f = kept[(tile * FOURS + i) * THREADS + thread_x()];
+                for (int i = 0; i < FOURS; i++) {
+                    const Four f = kept[(tile * FOURS + i) * THREADS + thread_x()];
 #pragma unroll
-                        for (int j = 0; j < 4; j++) s[i / 2][i % 2 * 4 + j] = f.x[j];
-                    }
+                    for (int j = 0; j < 4; j++) s[i / 2][i % 2 * 4 + j] = f.x[j];
                 }
-
                 for (int step = steps - 1; step >= 0; step--) {
                     float columns[QUANTITIES][KEYS] = {}, d_v_row[ROWS], d_removed[ROWS];
                     float(&c_r)[KEYS] = columns[0], (&c_w)[KEYS] = columns[1], (&c_k)[KEYS] = columns[2];
@@ -478,12 +477,15 @@ void wkv7_recurrent_backward(const void* r, const float* log_w, const void* k, c
                     barrier();
 #pragma unroll
                     for (int quantity = 0; quantity < QUANTITIES; quantity++)
-                        for (int key = thread_x(); key < HEAD; key += THREADS) {
+#pragma unroll
+                        for (int i = 0; i < (HEAD + THREADS - 1) / THREADS; i++) {
+                            const int key = thread_x() + i * THREADS;
+                            if (key >= HEAD) break;
                             const int chunk = key / 4, j = chunk / LANES * 4 + key % 4;
                             float total = 0;
 #pragma unroll
-                            for (int i = 0; i < WARPS; i++)
-                                total += sums[i][(quantity * KEYS + j) * LANES + chunk % LANES];
+                            for (int other = 0; other < WARPS; other++)
+                                total += sums[other][(quantity * KEYS + j) * LANES + chunk % LANES];
                             if (quantity == 1) {
                                 d_log_w[vector + key] = total * tile_w[step][key];
                             } else {

@@ -16,14 +16,16 @@
 // are bf16; fp32 inputs are split into bf16 high and low parts and cost three products for one (relative error 2^-16).
 // log_w >= -0.6065 keeps 1 / P_t below 1.7e4.
 //
-// Fixed when compiled: HEAD (head size N, a multiple of 16 up to 128), INPUT (0 fp32, 1 bf16, 2 fp16). Needs sm_80.
+// Fixed when compiled: HEAD_SIZE (N, a multiple of 16 up to 128), INPUT (0 bf16, 1 fp16, 2 fp32). Needs sm_80.
 // Tensors are (B, T, H, N); states, M and D are (pieces, H, N, N).
 
 #include "primitives.h"
 
+constexpr int HEAD = HEAD_SIZE;
+constexpr int BF16 = 0, FP32 = 2;  // formats of the inputs; 1 is fp16
 constexpr int CHUNK = 16;
 constexpr int CHUNKS = HEAD <= 64 ? 2 : 1;  // prepared together
-constexpr int TERMS = INPUT == 0 ? 2 : 1;   // bf16 numbers that an operand is the sum of
+constexpr int TERMS = INPUT == FP32 ? 2 : 1;   // bf16 numbers that an operand is the sum of
 constexpr int PARTS = HEAD <= 64 ? 1 : 2;   // blocks that share [D; M]: a warp's rows of large heads take many registers
 constexpr int THREADS = 4 * HEAD / PARTS;
 constexpr int WARPS = THREADS / 32;
@@ -31,6 +33,7 @@ constexpr int COLUMN = CHUNK + 8;   // keeps the columns of eight neighbours in 
 constexpr int COLUMN_X = CHUNK + 4;
 
 static_assert(HEAD % 16 == 0 && HEAD <= 128, "");
+static_assert(THREADS == 2 * HEAD * CHUNKS, "every thread prepares a column");
 
 using Plane = unsigned short[HEAD][COLUMN];  // bf16 [key or value][step]
 using Square = float[CHUNK][CHUNK];          // [step][earlier step]
@@ -60,9 +63,9 @@ struct alignas(16) Four {
 };
 
 DEVICE float read(const void* from, long long index) {
-    if constexpr (INPUT == 0) return static_cast<const float*>(from)[index];
+    if constexpr (INPUT == FP32) return static_cast<const float*>(from)[index];
     unsigned short half = static_cast<const unsigned short*>(from)[index];
-    return INPUT == 1 ? bf16_to_float(half) : half_to_float(half);
+    return INPUT == BF16 ? bf16_to_float(half) : half_to_float(half);
 }
 
 // A pair of numbers as TERMS pairs of bf16, the rounding of each in the next.
@@ -214,13 +217,15 @@ void wkv7_affine(const float* log_w, const void* k, const void* v, const void* a
     DYNAMIC_SHARED(memory);
     Chunk* chunks = reinterpret_cast<Chunk*>(memory);
     const int piece = block_x() / heads, head = block_x() % heads;
-    const int begin = cu_seqlens ? cu_seqlens[piece] : 0, end = cu_seqlens ? cu_seqlens[piece + 1] : time;
-    const long long base = cu_seqlens ? 0 : static_cast<long long>(piece) * time;
+    const long long begin = cu_seqlens ? cu_seqlens[piece] : static_cast<long long>(piece) * time;
 
     // A thread prepares a key's column of a chunk, or a value's together with what a key's k needs.
     const int column = thread_x() % HEAD, role = thread_x() / HEAD;
-    const bool of_key = role / CHUNKS == 0, of_value = role / CHUNKS == 1;
+    const bool of_key = role < CHUNKS;
     Chunk& own = chunks[role % CHUNKS];
+    const int first = role % CHUNKS * CHUNK;  // step of the own chunk
+    const int stride = heads * HEAD;          // from a step to the next
+    long long place = (begin + first) * stride + head * HEAD + column;
 
     // Warps carry D's rows, then M's.
     const int warp = thread_x() / 32, row = thread_x() % 32 / 4, two = thread_x() % 4 * 2;
@@ -233,36 +238,34 @@ void wkv7_affine(const float* log_w, const void* k, const void* v, const void* a
         for (int j = 0; j < 4; j++)
             s[i][j] = !carries_d && first_row + row + j / 2 * 8 == 8 * i + two + j % 2 ? 1.0f : 0.0f;
 
-    for (int start = begin; start < end; start += CHUNK * CHUNKS) {
+    int remaining = cu_seqlens ? cu_seqlens[piece + 1] - cu_seqlens[piece] : time;
+    for (; remaining > 0; remaining -= CHUNK * CHUNKS) {
         float x[CHUNK];  // a column of A~, of V
         barrier();
-        if (of_key || of_value) {
-            const int first = start + role % CHUNKS * CHUNK, steps = end - first;
-            const long long place = ((base + first) * heads + head) * HEAD + column;
-            const long long stride = static_cast<long long>(heads) * HEAD;
-            float log_p[CHUNK], factor[CHUNK];
+        const int steps = remaining - first;
+        float decays[CHUNK], factor[CHUNK];
 #pragma unroll
-            for (int t = 0; t < CHUNK; t++) log_p[t] = t < steps ? log_w[place + t * stride] : 0;
+        for (int t = 0; t < CHUNK; t++) decays[t] = t < steps ? log_w[place + t * stride] : 0;
 #pragma unroll
-            for (int t = 0; t < CHUNK; t++) x[t] = t < steps ? read(of_key ? a : v, place + t * stride) : 0;
+        for (int t = 0; t < CHUNK; t++) x[t] = t < steps ? read(of_key ? a : v, place + t * stride) : 0;
 #pragma unroll
-            for (int t = 0; t < CHUNK; t++) factor[t] = t < steps ? read(of_key ? b : k, place + t * stride) : 0;
-            if (of_value) store_column(own.v, column, x);
-            float sum = 0;
+        for (int t = 0; t < CHUNK; t++) factor[t] = t < steps ? read(of_key ? b : k, place + t * stride) : 0;
+        place += CHUNK * CHUNKS * stride;
+        if (!of_key) store_column(own.v, column, x);
+        float sum = 0;
 #pragma unroll
-            for (int t = 0; t < CHUNK; t++) {
-                if (of_key) x[t] *= exp_fast(sum);
-                log_p[t] = sum += log_p[t];
-                factor[t] *= exp_fast(-sum);
-            }
-            if (of_key) store_column(own.a, column, x);
-            store_column(of_key ? own.b : own.k, column, factor);
-            const float decay = exp_fast(sum);
-#pragma unroll
-            for (int t = 0; t < CHUNK; t++) factor[t] *= decay;
-            store_column(of_key ? own.b_end : own.k_end, column, factor);
-            if (of_key) own.decay[column] = decay;
+        for (int t = 0; t < CHUNK; t++) {
+            if (of_key) x[t] *= exp_fast(sum);
+            sum += decays[t];
+            factor[t] *= exp_fast(-sum);
         }
+        if (of_key) store_column(own.a, column, x);
+        store_column(of_key ? own.b : own.k, column, factor);
+        const float decay = exp_fast(sum);
+#pragma unroll
+        for (int t = 0; t < CHUNK; t++) factor[t] *= decay;
+        store_column(of_key ? own.b_end : own.k_end, column, factor);
+        if (of_key) own.decay[column] = decay;
         barrier();
         for (int job = warp; job < 2 * CHUNKS; job += WARPS) {
             Chunk& chunk = chunks[job / 2];
@@ -276,21 +279,22 @@ void wkv7_affine(const float* log_w, const void* k, const void* v, const void* a
         if (of_key) {
             substitute(x, own.ab);
             store_column(own.a, column, x);
-        } else if (of_value) {
+        } else {
             float solved[CHUNK];
 #pragma unroll
             for (int t = 0; t < CHUNK; t++) solved[t] = add_earlier(0, own.ak[t], x, t);
             substitute(solved, own.ab);
 #pragma unroll
             for (int t = 0; t < CHUNK; t += 4)
-                *reinterpret_cast<Four*>(&columns_x(own)[column][t]) = {solved[t], solved[t + 1], solved[t + 2], solved[t + 3]};
+                *reinterpret_cast<Four*>(&columns_x(own)[column][t]) = {solved[t], solved[t + 1], solved[t + 2],
+                                                                        solved[t + 3]};
         }
         barrier();
 #pragma unroll 1
         for (int c = 0; c < CHUNKS; c++) {
             Chunk& chunk = chunks[c];
             float u[2][4] = {};
-            Left added;
+            Left added = {};
             if (carries_d) {
                 added = left_rows(chunk.v, first_row);
 #pragma unroll
@@ -312,7 +316,7 @@ void wkv7_affine(const float* log_w, const void* k, const void* v, const void* a
             Left removed = operand(u[0], u[1]);
 #pragma unroll
             for (int key = 0; key < HEAD; key += 16) {
-                Right b_end[2], k_end[2];
+                Right b_end[2], k_end[2] = {};
                 rights_steps(b_end, chunk.b_end, key);
                 if (carries_d) rights_steps(k_end, chunk.k_end, key);
 #pragma unroll

@@ -17,7 +17,7 @@ from .sequences import Inputs
 SOURCE = "wkv7_recurrent.cu"
 KEYS = 8  # of a row, in one thread
 TILE = 8  # steps in shared memory at a time; the backward keeps a state after each
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+FORMATS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 
 
 def supports(inputs: Inputs) -> bool:
@@ -32,10 +32,10 @@ def supports(inputs: Inputs) -> bool:
 def is_faster(steps: int) -> bool:
     """Whether this beats the chunked kernels, by count, on chips that have those.
 
-    A chunk of 16 steps costs the same whether it is full or not: some five stages one after another (factors, products
-    of 16 x 16, substitution, output, state) of some 300 to 500 cycles each. A step here is one product, three shuffles
-    and an update, some 150 to 200 cycles with few heads. A sequence of at most 8 steps is the shorter way here, and
-    saves the chunk's padded work; from 16 on a chunk does what takes 16 steps in sequence here.
+    A chunk of 32 steps costs the same whether it is full or not: some six stages one after another (factors, products
+    of blocks of 16 steps, substitution, merging, output, state) of 300 to 500 cycles each. A step here is one product,
+    three shuffles and an update, 150 to 200 cycles with few heads. So up to some 8 steps the way is
+    shorter here, and no padded step is computed; from 16 on it is shorter in chunks.
     """
     return steps <= 8
 
@@ -55,10 +55,10 @@ def forward(
     """
     r, log_w, k, v, a, b = (aligned(x) for x in inputs)
     _, time, heads, size = r.shape
-    sequences = _count(r, cu_seqlens)
+    sequences = count_sequences(r, cu_seqlens)
     y = torch.empty_like(v)
     last = log_w.new_empty(sequences, heads, size, size)
-    rows = _entry_rows(time, sequences, size, cu_seqlens) if keep else 0
+    rows = entry_rows(time, sequences, size, cu_seqlens) if keep else 0
     entries = log_w.new_empty(rows, heads, size, size)
     given = None if state is None else aligned(state)
     kernel, parts = _forward_kernel(size, r.dtype, sequences * heads, launcher.processors)
@@ -83,13 +83,13 @@ def backward(
     inputs = tuple(aligned(x) for x in inputs)
     r, log_w, *_ = inputs
     _, time, heads, size = r.shape
-    sequences = _count(r, cu_seqlens)
+    sequences = count_sequences(r, cu_seqlens)
     gradients = tuple(torch.empty_like(x) for x in inputs)
     d_state = log_w.new_empty(sequences, heads, size, size)
     items = sequences * heads
     kernel = _backward_kernel(size, r.dtype, items, launcher.processors)
     blocks = min(items, launcher.processors * max(1, 256 // kernel.threads))  # 256 threads take all registers
-    kept = (span_of(size) // TILE - 1) * dict(kernel.defines)["ROWS"] * KEYS * kernel.threads
+    kept = span_of(size) // TILE * dict(kernel.defines)["ROWS"] * KEYS * kernel.threads
     scratch = log_w.new_empty(blocks * (kept + span_of(size) * size))
     last = None if d_final is None else aligned(d_final)
     arguments = (*inputs, aligned(entries), cu_seqlens, aligned(d_y), last, *gradients, d_state, scratch)
@@ -113,11 +113,11 @@ def aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
-def _count(r: Tensor, cu_seqlens: Tensor | None) -> int:
+def count_sequences(r: Tensor, cu_seqlens: Tensor | None) -> int:
     return len(r) if cu_seqlens is None else len(cu_seqlens) - 1
 
 
-def _entry_rows(time: int, sequences: int, size: int, cu_seqlens: Tensor | None) -> int:
+def entry_rows(time: int, sequences: int, size: int, cu_seqlens: Tensor | None) -> int:
     span = span_of(size)
     return sequences * -(-time // span) if cu_seqlens is None else time // span + sequences
 
@@ -133,7 +133,7 @@ def _threads(size: int, rows: int) -> int:
 
 
 def _defines(size: int, dtype: torch.dtype, rows: int, threads: int) -> tuple[tuple[str, int | str], ...]:
-    sizes = (("HEAD", size), ("INPUT", FORMATS[dtype]), ("ROWS", rows), ("THREADS", threads))
+    sizes = (("HEAD_SIZE", size), ("INPUT", FORMATS[dtype]), ("ROWS", rows), ("THREADS", threads))
     return (*sizes, ("SPAN", span_of(size)))
 
 

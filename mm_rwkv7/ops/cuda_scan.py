@@ -20,7 +20,8 @@ from .sequences import Inputs
 Forward = Callable[[Launcher, Inputs, Tensor | None, Tensor | None, bool], tuple[Tensor, Tensor, Tensor]]
 
 SOURCE = "wkv7_scan.cu"
-CHUNK = 16
+CHUNK = 16  # steps
+UNIT = 32  # steps that `piece_length` counts as one
 LENGTHS = (1024, 512, 256)  # steps of a piece
 
 
@@ -36,31 +37,31 @@ def supports(launcher: Launcher, inputs: Inputs) -> bool:
 def piece_length(processors: int, sequences: int, heads: int, time: int) -> int | None:
     """Steps of a piece with which this beats the plain chunked forward by count, or None where it does not.
 
-    time: steps of all sequences together. The unit of the count is one chunk of 16 steps in one block, whose stages
-    wait for one another, so that its time is about the same in all three kernels and a processor with one block is
-    mostly idle. For S * H heads on that many processors:
+    time: steps of all sequences together. The unit of the count is 32 steps in one block: a chunk of the plain forward,
+    two chunks of pass 1. Its stages wait for one another, so that it takes about the same time in both, and a
+    processor with one block is mostly idle. For S * H heads on that many processors:
 
-    plain: a chain of T / S / 16 chunks, in as many rounds as it takes for S * H blocks. (Splitting values over blocks
-    fills idle processors, but shortens no chain.)
+    plain: a chain of T / S / 32, in as many rounds as it takes for S * H blocks. (Splitting values over blocks fills
+    idle processors, but shortens no chain.)
 
-    scan: passes 1 and 3 are chains of length / 16 chunks, in as many rounds as it takes for S * H * T / S / length
-    blocks. Pass 2 is a chain of T / S / length products (N x N in fp32), each about a chunk's time as well.
+    scan: passes 1 and 3 are chains of length / 32, in as many rounds as it takes for S * H * T / S / length blocks.
+    Pass 2 is a chain of T / S / length products (N x N in fp32), each about one unit as well.
 
     Bytes: 12 an element in pass 1 and 16 in pass 3 (bf16 inputs) where the plain forward moves 16, and
-    24 * N / length more for M, D and the entry states: twice the plain traffic. That is why a quarter must be won in
-    the count. FLOPs: pass 1 does 1.2 times the plain forward's.
+    24 * N / length more for M, D and the entry states: about twice the plain traffic. FLOPs: pass 1 does 1.2 times the
+    plain forward's. So a quarter must be won in the count.
 
-    So on 132 processors a sequence of 4,096 steps gains at 12 heads (plain 256, scan 72) and at 32 (256, 132), not at
-    64 (256, 260); a sequence of 1,024 gains at 12 heads (64, 36), not at 32 (64, 68).
+    On 132 processors a sequence of 4,096 steps gains at 12 heads (plain 128, scan 40) and at 32 (128, 68), not at 64
+    (128, 132); a sequence of 1,024 gains at 12 and at 32 heads (32, 20), not at 64 (32, 36).
     """
     chain = -(-time // sequences)
 
     def count(length: int) -> int:
         pieces = -(-chain // length)
         rounds = -(-sequences * heads * pieces // processors)
-        return 2 * rounds * length // CHUNK + pieces
+        return 2 * rounds * length // UNIT + pieces
 
-    plain = -(-sequences * heads // processors) * -(-chain // CHUNK)
+    plain = -(-sequences * heads // processors) * -(-chain // UNIT)
     best = min(LENGTHS, key=count)
     return best if 4 * count(best) <= 3 * plain else None
 
@@ -126,7 +127,7 @@ def all_kernels() -> Iterator[Kernel]:
 
 
 def _defines(size: int, dtype: torch.dtype) -> tuple[tuple[str, int | str], ...]:
-    return (("HEAD", size), ("INPUT", FORMATS[dtype]))
+    return (("HEAD_SIZE", size), ("INPUT", FORMATS[dtype]))
 
 
 def _parts(size: int) -> int:

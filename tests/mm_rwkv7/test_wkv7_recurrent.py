@@ -82,7 +82,7 @@ def assert_close(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("T", [1, 8, 70])
+@pytest.mark.parametrize("T", [1, 70])
 @pytest.mark.parametrize("processors", [1, 64])  # many heads for them: 8 rows in a thread; few: 2, and 4 backward
 def test_agrees_with_the_reference(
     launcher: Launcher, monkeypatch: pytest.MonkeyPatch, processors: int, T: int, kind: str, seed: int
