@@ -1,4 +1,4 @@
-"""WKV-7 step by step in fp32 on a GPU: `kernels/wkv7_recurrent.cu`.
+"""WKV-7 step by step in fp32 on a GPU: `kernels/wkv7_recurrent_forward.cu` and `..._backward.cu`.
 
 The path of chips without bf16 tensor cores (before sm_80), of head sizes that the chunked kernels lack, and of few
 steps on any chip (`is_faster`).
@@ -14,7 +14,6 @@ from torch import Tensor
 from .kernel import Kernel, Launcher
 from .sequences import Inputs
 
-SOURCE = "wkv7_recurrent.cu"
 KEYS = 8  # of a row, in one thread
 TILE = 8  # steps in shared memory at a time; the backward keeps a state after each
 FORMATS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
@@ -132,9 +131,10 @@ def _threads(size: int, rows: int) -> int:
     return -(-_lanes(size) * (size // rows) // 32) * 32
 
 
-def _defines(size: int, dtype: torch.dtype, rows: int, threads: int) -> tuple[tuple[str, int | str], ...]:
-    sizes = (("HEAD_SIZE", size), ("INPUT", FORMATS[dtype]), ("ROWS", rows), ("THREADS", threads))
-    return (*sizes, ("SPAN", span_of(size)))
+def _kernel(direction: str, size: int, dtype: torch.dtype, rows: int, threads: int, shared: int = 0) -> Kernel:
+    defines = (("HEAD_SIZE", size), ("INPUT", FORMATS[dtype]), ("ROWS", rows), ("THREADS", threads))
+    name = f"wkv7_recurrent_{direction}"
+    return Kernel(f"{name}.cu", name, (*defines, ("SPAN", span_of(size))), threads, shared)
 
 
 def _forward_kernel(size: int, dtype: torch.dtype, heads: int, processors: int) -> tuple[Kernel, int]:
@@ -146,12 +146,11 @@ def _forward_kernel(size: int, dtype: torch.dtype, heads: int, processors: int) 
     rows = 8 if heads >= processors else 2
     threads = min(128, _threads(size, rows))
     parts = -(-_threads(size, rows) // threads)
-    defines = (*_defines(size, dtype, rows, threads), ("FORWARD", 1))
-    return Kernel(SOURCE, "wkv7_recurrent_forward", defines, threads), parts
+    return _kernel("forward", size, dtype, rows, threads), parts
 
 
 def _backward_kernel(size: int, dtype: torch.dtype, heads: int, processors: int) -> Kernel:
     rows = 8 if heads >= 2 * processors or size > 64 else 4
     threads = _threads(size, rows)
     shared = 4 * (8 * TILE * _lanes(size) * KEYS + threads // 32 * 5 * KEYS * _lanes(size))
-    return Kernel(SOURCE, "wkv7_recurrent_backward", _defines(size, dtype, rows, threads), threads, shared)
+    return _kernel("backward", size, dtype, rows, threads, shared)

@@ -78,8 +78,7 @@ def forward(
     row = tuple(aligned(x).view(1, batch * time, heads, size) for x in inputs)
     pieces = batch * time // length + sequences
     starts, first, last = (row[0].new_empty(n, dtype=torch.int32) for n in (pieces + 1, sequences + 1, sequences))
-    cut = Kernel(SOURCE, "wkv7_pieces", _defines(size, row[0].dtype), 32)
-    launcher(cut, (sequences, 1, 1), (cu_seqlens, starts, first, last, time, sequences, length))
+    launcher(_pieces_kernel(size), (sequences, 1, 1), (cu_seqlens, starts, first, last, time, sequences, length))
     m, d = affine(launcher, row, starts)
     entries = entry_states(launcher, m, d, state, first)
     y, finals, _ = plain(launcher, row, entries, starts, False)
@@ -120,7 +119,7 @@ def entry_states(launcher: Launcher, m: Tensor, d: Tensor, state: Tensor | None,
 def all_kernels() -> Iterator[Kernel]:
     """Every kernel that may be launched for a head size of 64 or 128."""
     for size in (64, 128):
-        yield Kernel(SOURCE, "wkv7_pieces", _defines(size, torch.float32), 32)
+        yield _pieces_kernel(size)
         yield _combine_kernel(size)
         for dtype in FORMATS:
             yield _affine_kernel(size, dtype)
@@ -133,6 +132,10 @@ def _defines(size: int, dtype: torch.dtype) -> tuple[tuple[str, int | str], ...]
 def _parts(size: int) -> int:
     """Blocks that share the rows of M and D."""
     return 1 if size <= 64 else 2
+
+
+def _pieces_kernel(size: int) -> Kernel:
+    return Kernel(SOURCE, "wkv7_pieces", _defines(size, torch.float32), 32)
 
 
 def _affine_kernel(size: int, dtype: torch.dtype) -> Kernel:
