@@ -86,9 +86,9 @@ def backward(
     gradients = tuple(torch.empty_like(x) for x in inputs)
     d_state = log_w.new_empty(sequences, heads, size, size)
     items = sequences * heads
-    kernel = _backward_kernel(size, r.dtype, items, launcher.processors)
+    kernel, rows = _backward_kernel(size, r.dtype, items, launcher.processors)
     blocks = min(items, launcher.processors * max(1, 256 // kernel.threads))  # 256 threads take all registers
-    kept = span_of(size) // TILE * dict(kernel.defines)["ROWS"] * KEYS * kernel.threads
+    kept = span_of(size) // TILE * rows * KEYS * kernel.threads
     scratch = log_w.new_empty(blocks * (kept + span_of(size) * size))
     last = None if d_final is None else aligned(d_final)
     arguments = (*inputs, aligned(entries), cu_seqlens, aligned(d_y), last, *gradients, d_state, scratch)
@@ -101,9 +101,9 @@ def all_kernels() -> Iterator[Kernel]:
     """Every kernel that may be launched for a head size of 64 or 128."""
     for size in (64, 128):
         for dtype in FORMATS:
-            for heads in (1, 1 << 20):
+            for heads in (1, 1 << 20):  # few and many
                 yield _forward_kernel(size, dtype, heads, 1024)[0]
-                yield _backward_kernel(size, dtype, heads, 1024)
+                yield _backward_kernel(size, dtype, heads, 1024)[0]
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -149,8 +149,9 @@ def _forward_kernel(size: int, dtype: torch.dtype, heads: int, processors: int) 
     return _kernel("forward", size, dtype, rows, threads), parts
 
 
-def _backward_kernel(size: int, dtype: torch.dtype, heads: int, processors: int) -> Kernel:
+def _backward_kernel(size: int, dtype: torch.dtype, heads: int, processors: int) -> tuple[Kernel, int]:
+    """The kernel, and how many rows a thread of it takes: fewer where there are few heads, and registers allow it."""
     rows = 8 if heads >= 2 * processors or size > 64 else 4
     threads = _threads(size, rows)
     shared = 4 * (8 * TILE * _lanes(size) * KEYS + threads // 32 * 5 * KEYS * _lanes(size))
-    return _kernel("backward", size, dtype, rows, threads, shared)
+    return _kernel("backward", size, dtype, rows, threads, shared), rows

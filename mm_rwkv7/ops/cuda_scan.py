@@ -48,8 +48,8 @@ def piece_length(processors: int, sequences: int, heads: int, time: int) -> int 
     Pass 2 is a chain of T / S / length products (N x N in fp32), each about one unit as well.
 
     Bytes: 12 an element in pass 1 and 16 in pass 3 (bf16 inputs) where the plain forward moves 16, and
-    24 * N / length more for M, D and the entry states: about twice the plain traffic. FLOPs: pass 1 does 1.2 times the
-    plain forward's. So a quarter must be won in the count.
+    24 * N / length more for M, D and the entry states: about twice the plain traffic. FLOPs: pass 1 does about as many
+    as the plain forward. So a quarter must be won in the count.
 
     On 132 processors a sequence of 4,096 steps gains at 12 heads (plain 128, scan 40) and at 32 (128, 68), not at 64
     (128, 132); a sequence of 1,024 gains at 12 and at 32 heads (32, 20), not at 64 (32, 36).

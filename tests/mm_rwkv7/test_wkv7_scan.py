@@ -178,7 +178,7 @@ def test_pieces_are_chosen_where_heads_leave_processors_idle() -> None:
 
 @pytest.mark.slow
 def test_a_long_sequence(launcher: Launcher, seed: int) -> None:
-    given = make_inputs(launcher, seed, 1, 2100, 2, 64)
+    given = make_inputs(launcher, seed, 1, 1100, 1, 64)
     given[1] *= 1e-3
     given[5] *= 3e-2
     for dtype in DTYPES:
@@ -187,9 +187,9 @@ def test_a_long_sequence(launcher: Launcher, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitize", ["thread", "address"])
-@pytest.mark.parametrize(("N", "dtype"), [(64, torch.bfloat16), (64, torch.float32), (128, torch.float32)])
+@pytest.mark.parametrize(("N", "dtype"), [(64, torch.bfloat16), (128, torch.float32)])
 def test_under_sanitizers(N: int, dtype: torch.dtype, sanitize: str, seed: int) -> None:
     launcher = EmulatedLauncher(sanitize=sanitize)
-    ends = torch.tensor([0, 17, 17, 90], dtype=torch.int32)
-    given = lowered(make_inputs(launcher, seed, 1, 90, 1, N, S=3), dtype)
-    assert_scans(launcher, given, ends, 48, seed)
+    ends = torch.tensor([0, 17, 17, 70], dtype=torch.int32)
+    given = lowered(make_inputs(launcher, seed, 1, 70, 1, N, S=3), dtype)
+    assert_scans(launcher, given, ends, 40, seed)
