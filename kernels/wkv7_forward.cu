@@ -1,0 +1,72 @@
+// WKV-7 forward for training and prefill, a chunk at a time on tensor cores: see wkv7_chunk.h.
+//
+// A block of threads takes one head of one sequence, and VALUES of its N values: rows of the state do not meet. All warps
+// open a chunk together; then each of VALUES / 16 warps carries 16 rows of the state through it in registers, in fp32.
+
+#include "wkv7_chunk.h"
+
+constexpr int SPLITS = N / VALUES;
+
+static_assert(5 * TILE + MIX + 4 * CHUNK_FLOATS == SHARED_BYTES);
+static_assert(SPAN % CHUNK == 0);
+
+// r, k, v, a, b: (.., H, N) in INPUT's type, log_w fp32; T steps in each sequence, or from cu_seqlens[s] to [s + 1].
+// state: (sequences, H, N, N) fp32 or null; y like v; final like state; entries: the states before each SPAN, or null.
+KERNEL(THREADS, MIN_BLOCKS)
+void wkv7_forward(
+    const void* r, const float* log_w, const void* k, const void* v, const void* a, const void* b, const float* state,
+    const int* cu_seqlens, void* y, float* final, float* entries, int T, int H
+) {
+    DYNAMIC_SHARED(shared);
+    Chunk chunk = {shared, shared + TILE, shared + 2 * TILE, shared + 3 * TILE, shared + 4 * TILE, shared + 5 * TILE};
+    chunk.quarters = reinterpret_cast<float*>(shared + 5 * TILE + MIX);
+    chunk.edges = chunk.quarters + 4 * N;
+
+    int head = block_x() / SPLITS % H, number = block_x() / SPLITS / H;
+    int value = block_x() % SPLITS * VALUES + thread_x() / 32 * 16;
+    bool carries = thread_x() / 32 < VALUES / 16;
+    Sequence sequence = find_sequence(number, cu_seqlens, T);
+    long long whole = (static_cast<long long>(number) * H + head) * N * N;
+    Inputs inputs = {r, log_w, k, v, a, b};
+    Sum carried[N / 16];
+    if (carries) load_state(carried, state ? state + whole : nullptr, value);
+
+    for (int start = 0; start < sequence.length; start += CHUNK) {
+        Steps steps = find_steps(sequence, start, H, head);
+        if (entries && carries && start % SPAN == 0) {
+            store_state(entries + ((sequence.entry + start / SPAN) * H + head) * N * N, value, carried);
+        }
+        if (start + CHUNK < sequence.length) prefetch_inputs(inputs, find_steps(sequence, start + CHUNK, H, head));
+        open_chunk(chunk, inputs, steps);
+        if (carries) {
+            Operand middle[N / 16], values[BLOCKS], erased[BLOCKS];
+#pragma unroll
+            for (int key = 0; key < N / 16; key++) {
+                decay(carried[key], chunk.edges, key);
+                middle[key] = operand(carried[key]);
+            }
+#pragma unroll
+            for (int i = 0; i < BLOCKS; i++) values[i] = load_transposed<CHUNK>(chunk.V, 16 * i, value);
+            solve(erased, chunk, middle, values, [](int, const Operand&, const Operand&) {});
+#pragma unroll
+            for (int i = 0; i < BLOCKS; i++) {
+                Sum sum;
+                clear(sum);
+#pragma unroll
+                for (int key = 0; key < N / 16; key++) {
+                    multiply(sum, load<CHUNK>(chunk.R, 16 * i, 16 * key), middle[key]);
+                }
+#pragma unroll
+                for (int j = 0; j <= i; j++) {
+                    multiply(sum, load_block(chunk.mix, READ_KEYS, i, j), values[j]);
+                    multiply(sum, load_block(chunk.mix, READ_ERASED, i, j), erased[j]);
+                }
+                long long first = steps.first + static_cast<long long>(16 * i) * steps.stride + value;
+                write_rows(y, first, steps.stride, steps.count - 16 * i, sum);
+            }
+            advance(carried, chunk, values, erased);
+        }
+        barrier();
+    }
+    if (carries) store_state(final + whole, value, carried);
+}
