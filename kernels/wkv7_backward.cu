@@ -355,12 +355,12 @@ DEVICE void advance_span(
 }
 
 // As in wkv7_forward; d_y like y, d_final like final or null, gradients like their inputs, d_state fp32.
-// scratch: (sequences, H, SPAN / CHUNK - 1, N, N) fp32.
+// items: sequences x H, which the blocks share. scratch: (blocks, SPAN / CHUNK - 1, N, N) fp32, null where that is none.
 KERNEL(THREADS, MIN_BLOCKS)
 void wkv7_backward(
     const void* r, const float* log_w, const void* k, const void* v, const void* a, const void* b, const float* entries,
     const int* cu_seqlens, const void* d_y, const float* d_final, float* scratch, void* d_r, float* d_log_w, void* d_k,
-    void* d_v, void* d_a, void* d_b, float* d_state, int T, int H
+    void* d_v, void* d_a, void* d_b, float* d_state, int T, int H, int items
 ) {
     DYNAMIC_SHARED(shared);
     unsigned char* work = shared + 8 * TILE;
@@ -381,25 +381,27 @@ void wkv7_backward(
     chunk.edges = chunk.quarters + 4 * N;
     chunk.entering = chunk.quarters + CHUNK_FLOATS;
 
-    int head = block_x() % H, number = block_x() / H, value = thread_x() / 32 * 16;
-    Sequence sequence = find_sequence(number, cu_seqlens, T);
-    long long whole = (static_cast<long long>(number) * H + head) * N * N;
-    scratch += (SPAN / CHUNK - 1) * whole;
+    int value = thread_x() / 32 * 16;
     Inputs inputs = {r, log_w, k, v, a, b};
     Gradients gradients = {d_r, d_log_w, d_k, d_v, d_a, d_b};
-    Sum carried[N / 16];
-    load_state(carried, d_final ? d_final + whole : nullptr, value);
-
-    for (int span = (sequence.length + SPAN - 1) / SPAN - 1; span >= 0; span--) {
-        int start = span * SPAN, left = sequence.length - start;
-        int count = ((left < SPAN ? left : SPAN) + CHUNK - 1) / CHUNK;
-        const float* entry = entries + ((sequence.entry + span) * H + head) * N * N;
-        if constexpr (SPAN > CHUNK) advance_span(chunk, inputs, entry, scratch, sequence, start, count, H, head);
-        for (int i = count - 1; i >= 0; i--) {
-            Steps steps = find_steps(sequence, start + i * CHUNK, H, head);
-            const float* state = i > 0 ? scratch + (i - 1) * N * N : entry;
-            differentiate(chunk, inputs, d_y, state, gradients, steps, carried);
+    scratch += static_cast<long long>(block_x()) * (SPAN / CHUNK - 1) * N * N;
+    for (int item = block_x(); item < items; item += grid_x()) {
+        int head = item % H;
+        Sequence sequence = find_sequence(item / H, cu_seqlens, T);
+        long long whole = static_cast<long long>(item) * N * N;
+        Sum carried[N / 16];
+        load_state(carried, d_final ? d_final + whole : nullptr, value);
+        for (int span = (sequence.length + SPAN - 1) / SPAN - 1; span >= 0; span--) {
+            int start = span * SPAN, left = sequence.length - start;
+            int count = ((left < SPAN ? left : SPAN) + CHUNK - 1) / CHUNK;
+            const float* entry = entries + ((sequence.entry + span) * H + head) * N * N;
+            if constexpr (SPAN > CHUNK) advance_span(chunk, inputs, entry, scratch, sequence, start, count, H, head);
+            for (int i = count - 1; i >= 0; i--) {
+                Steps steps = find_steps(sequence, start + i * CHUNK, H, head);
+                const float* state = i > 0 ? scratch + (i - 1) * N * N : entry;
+                differentiate(chunk, inputs, d_y, state, gradients, steps, carried);
+            }
         }
+        store_state(d_state + whole, value, carried);
     }
-    store_state(d_state + whole, value, carried);
 }
