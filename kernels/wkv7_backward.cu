@@ -39,19 +39,19 @@ struct Sides {
     unsigned char *left[2], *right[2], *factors[2];
 };
 
-DEVICE int gathered_block() { return thread_x() / 32 % BLOCKS; }
-DEVICE int gathered_key() { return thread_x() / 32 / BLOCKS * KEYS; }
+DEVICE int gathered_block(Self me) { return me.warp % BLOCKS; }
+DEVICE int gathered_key(Self me) { return me.warp / BLOCKS * KEYS; }
 
 // sums[x] += left[x] rows, the values from `value`
-DEVICE void gather_state(Gathered& sums, const Sides& sides, const unsigned char* rows, int value) {
+DEVICE void gather_state(Self me, Gathered& sums, const Sides& sides, const unsigned char* rows, int value) {
 #pragma unroll
     for (int i = 0; i < SLICE; i += 16) {
         Operand left[2];
 #pragma unroll
-        for (int x = 0; x < 2; x++) left[x] = load<CHUNK>(sides.left[x], 16 * gathered_block(), value + i);
+        for (int x = 0; x < 2; x++) left[x] = load<CHUNK>(me, sides.left[x], 16 * gathered_block(me), value + i);
 #pragma unroll
         for (int key = 0; key < KEYS / 16; key++) {
-            Operand row = load_transposed<SLICE>(rows, i, gathered_key() + 16 * key);
+            Operand row = load_transposed<SLICE>(me, rows, i, gathered_key(me) + 16 * key);
 #pragma unroll
             for (int x = 0; x < 2; x++) multiply(sums[x][key], left[x], row);
         }
@@ -59,8 +59,8 @@ DEVICE void gather_state(Gathered& sums, const Sides& sides, const unsigned char
 }
 
 // sums[x] += (left[x] right[y]^T, cut) factors[y]; LATER: of what comes at or after the row's step, else up to it.
-template <bool LATER> DEVICE void gather_steps(Gathered& sums, const Sides& sides) {
-    int own = gathered_block();
+template <bool LATER> DEVICE void gather_steps(Self me, Gathered& sums, const Sides& sides) {
+    int own = gathered_block(me);
     for (int other = LATER ? own : 0; other < (LATER ? BLOCKS : own + 1); other++) {
         Sum mixed[2][2];
 #pragma unroll
@@ -70,15 +70,15 @@ template <bool LATER> DEVICE void gather_steps(Gathered& sums, const Sides& side
             Operand left[2], right[2];
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                left[i] = load<CHUNK>(sides.left[i], 16 * own, value);
-                right[i] = load<CHUNK>(sides.right[i], 16 * other, value);
+                left[i] = load<CHUNK>(me, sides.left[i], 16 * own, value);
+                right[i] = load<CHUNK>(me, sides.right[i], 16 * other, value);
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) multiply(mixed[i / 2][i % 2], left[i / 2], right[i % 2]);
         }
         if (own == other) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) cut<LATER>(mixed[i / 2][i % 2], LATER ? i % 2 : i / 2);  // a reads before its step
+            for (int i = 0; i < 4; i++) cut<LATER>(me, mixed[i / 2][i % 2], LATER ? i % 2 : i / 2);  // a reads before its step
         }
         Operand mix[4];
 #pragma unroll
@@ -87,7 +87,7 @@ template <bool LATER> DEVICE void gather_steps(Gathered& sums, const Sides& side
         for (int key = 0; key < KEYS / 16; key++) {
 #pragma unroll
             for (int y = 0; y < 2; y++) {
-                Operand factor = load_transposed<CHUNK>(sides.factors[y], 16 * other, gathered_key() + 16 * key);
+                Operand factor = load_transposed<CHUNK>(me, sides.factors[y], 16 * other, gathered_key(me) + 16 * key);
                 multiply(sums[0][key], mix[y], factor);
                 multiply(sums[1][key], mix[2 + y], factor);
             }
@@ -106,12 +106,11 @@ DEVICE Pair& staged(float* stage, int row, int key) {
     return *reinterpret_cast<Pair*>(stage + row * N + (key ^ (row & 3) * 8));
 }
 
-DEVICE void put(float* stage, const Sum (&sums)[KEYS / 16]) {
-    int lane = thread_x() % 32;
-    stage_barrier();
+DEVICE void put(Self me, float* stage, const Sum (&sums)[KEYS / 16]) {
+        stage_barrier();
 #pragma unroll
     for (int i = 0; i < KEYS / 4; i++) {
-        int row = 16 * gathered_block() + lane / 4 + i % 2 * 8, key = gathered_key() + i / 2 * 8 + lane % 4 * 2;
+        int row = 16 * gathered_block(me) + me.lane / 4 + i % 2 * 8, key = gathered_key(me) + i / 2 * 8 + me.lane % 4 * 2;
         const float* pair = &sums[i / 4].half[i / 2 % 2][i % 2 * 2];
         staged(stage, row, key) = {pair[0], pair[1]};
     }
@@ -130,28 +129,28 @@ DEVICE void write_pair(void* target, long long at, Pair pair) {
 // Writes a gradient of a chunk: what was gathered, times the factor between the input and the tile made from it, which
 // is e^(sign * logarithm). Subtracts sign * tile * gathered from `flow`.
 DEVICE void write_gathered(
-    void* target, const Both& chunk, const Steps& steps, const Sum (&sums)[KEYS / 16], const unsigned char* tile,
+    Self me, void* target, const Both& chunk, const Steps& steps, const Sum (&sums)[KEYS / 16], const unsigned char* tile,
     const Pair (&logarithms)[ROWS], float sign, Pair (&flow)[ROWS]
 ) {
-    put(chunk.stage, sums);
+    put(me, chunk.stage, sums);
+    int stride = hide(steps.stride);
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
-        int row = own_row() + i;
-        Pair sum = staged(chunk.stage, row, own_key()), factor = prepared(tile, row);
+        int row = own_row(me) + i;
+        Pair sum = staged(chunk.stage, row, own_key(me)), factor = prepared(me, tile, row);
         flow[i].x -= sign * factor.x * sum.x;
         flow[i].y -= sign * factor.y * sum.y;
         sum.x *= exp_fast(sign * logarithms[i].x);
         sum.y *= exp_fast(sign * logarithms[i].y);
         if (row < steps.count) {
-            write_pair(target, steps.first + static_cast<long long>(row) * steps.stride + own_key(), sum);
+            write_pair(target, steps.first + static_cast<long long>(row) * stride + own_key(me), sum);
         }
     }
 }
 
 // Adds up the 16 rows of a state times its gradient, into 16 keys of `sums`.
-DEVICE void enter(float* sums, const Operand& state, const Sum& gradient) {
-    int lane = thread_x() % 32;
-#pragma unroll
+DEVICE void enter(Self me, float* sums, const Operand& state, const Sum& gradient) {
+    #pragma unroll
     for (int h = 0; h < 2; h++) {
         Pair sum = {0, 0};
 #pragma unroll
@@ -164,7 +163,7 @@ DEVICE void enter(float* sums, const Operand& state, const Sum& gradient) {
         for (int mask = 4; mask < 32; mask *= 2) {
             sum = {sum.x + shuffle_xor(sum.x, mask), sum.y + shuffle_xor(sum.y, mask)};
         }
-        if (lane < 4) *reinterpret_cast<Pair*>(sums + h * 8 + lane * 2) = sum;
+        if (me.lane < 4) *reinterpret_cast<Pair*>(sums + h * 8 + me.lane * 2) = sum;
     }
 }
 
@@ -179,35 +178,36 @@ DEVICE void differentiate(
     Both& chunk, const Inputs& inputs, const void* d_y, const float* state, const Gradients& gradients,
     const Steps& steps, Sum (&carried)[N / 16]
 ) {
-    Pair start = open_chunk(chunk, inputs, steps, chunk.DY, d_y);
-    int value = thread_x() / 32 * 16;
+    Pair start = open_chunk(self(), chunk, inputs, steps, chunk.DY, d_y);
+    Self me = self();
+    int value = me.warp * 16;
     {
         Operand values[BLOCKS], erased[BLOCKS], middle[N / 16];
         Sum before[N / 16];
-        load_state(before, state, value);
+        load_state(me, before, state, value);
 #pragma unroll
         for (int key = 0; key < N / 16; key++) {
-            decay(before[key], chunk.edges, key);
+            decay(me, before[key], chunk.edges, key);
             middle[key] = operand(before[key]);
         }
 #pragma unroll
-        for (int i = 0; i < BLOCKS; i++) values[i] = load_transposed<CHUNK>(chunk.V, 16 * i, value);
-        solve(erased, chunk, middle, values, [&](int i, const Operand& inverse, const Operand& known) {
+        for (int i = 0; i < BLOCKS; i++) values[i] = load_transposed<CHUNK>(me, chunk.V, 16 * i, value);
+        solve(me, erased, chunk, middle, values, [&](int i, const Operand& inverse, const Operand& known) {
             Sum sum;
             clear(sum);
             multiply(sum, inverse, known);
-            store<CHUNK>(chunk.U, 16 * i, value, operand(sum));
+            store<CHUNK>(me, chunk.U, 16 * i, value, operand(sum));
         });
     }
     {
         Operand after[N / 16], d_y_values[BLOCKS], d_z_values[BLOCKS];
 #pragma unroll
         for (int key = 0; key < N / 16; key++) {
-            decay(carried[key], chunk.edges + N, key);
+            decay(me, carried[key], chunk.edges + N, key);
             after[key] = operand(carried[key]);
         }
 #pragma unroll
-        for (int i = 0; i < BLOCKS; i++) d_y_values[i] = load_transposed<CHUNK>(chunk.DY, 16 * i, value);
+        for (int i = 0; i < BLOCKS; i++) d_y_values[i] = load_transposed<CHUNK>(me, chunk.DY, 16 * i, value);
 #pragma unroll
         for (int j = BLOCKS - 1; j >= 0; j--) {
             Sum d_u, d_z, d_z_rows, d_v;
@@ -217,111 +217,118 @@ DEVICE void differentiate(
             clear(d_v);
 #pragma unroll
             for (int key = 0; key < N / 16; key++) {
-                multiply(d_u, after[key], load<CHUNK>(chunk.B, 16 * j, 16 * key));
-                multiply(d_v, load<CHUNK>(chunk.K, 16 * j, 16 * key), after[key]);
+                multiply(d_u, after[key], load<CHUNK>(me, chunk.B, 16 * j, 16 * key));
+                multiply(d_v, load<CHUNK>(me, chunk.K, 16 * j, 16 * key), after[key]);
             }
 #pragma unroll
             for (int i = BLOCKS - 1; i >= j; i--) {
-                multiply(d_u, d_y_values[i], load_block_transposed(chunk.mix, READ_ERASED, i, j));
-                if (i > j) multiply(d_u, d_z_values[i], load_block_transposed(chunk.mix, ERASE_ERASED, i, j));
-                multiply(d_v, load_block_transposed(chunk.mix, READ_KEYS, i, j), d_y_values[i]);
+                multiply(d_u, d_y_values[i], load_block_transposed(me, chunk.mix, READ_ERASED, i, j));
+                if (i > j) multiply(d_u, d_z_values[i], load_block_transposed(me, chunk.mix, ERASE_ERASED, i, j));
+                multiply(d_v, load_block_transposed(me, chunk.mix, READ_KEYS, i, j), d_y_values[i]);
             }
-            Operand inverse = load_block_transposed(chunk.mix, ERASE_ERASED, j, j), known = operand(d_u);
+            Operand inverse = load_block_transposed(me, chunk.mix, ERASE_ERASED, j, j), known = operand(d_u);
             multiply(d_z, known, inverse);
             multiply(d_z_rows, inverse, known);
             d_z_values[j] = operand(d_z);
-            store<CHUNK>(chunk.DZ, 16 * j, value, operand(d_z_rows));
+            store<CHUNK>(me, chunk.DZ, 16 * j, value, operand(d_z_rows));
 #pragma unroll
             for (int i = BLOCKS - 1; i >= j; i--) {
-                multiply(d_v, load_block_transposed(chunk.mix, ERASE_KEYS, i, j), d_z_values[i]);
+                multiply(d_v, load_block_transposed(me, chunk.mix, ERASE_KEYS, i, j), d_z_values[i]);
             }
             long long first = steps.first + static_cast<long long>(16 * j) * steps.stride + value;
-            write_rows(gradients.v, first, steps.stride, steps.count - 16 * j, d_v);
+            write_rows(me, gradients.v, first, steps.stride, steps.count - 16 * j, d_v);
         }
     }
     barrier();  // U and DZ are whole, and the mix is read
+    me = self();
 
     Sides reads = {{chunk.DY, chunk.DZ}, {chunk.V, chunk.U}, {chunk.K, chunk.B}};
     Sides writes = {{chunk.V, chunk.U}, {chunk.DY, chunk.DZ}, {chunk.R, chunk.A}};
     Gathered of_reads, of_writes;
 #pragma unroll
-    for (int i = 0; i < KEYS / 8; i++) {
-        clear(of_reads[i % 2][i / 2]);
-        clear(of_writes[i % 2][i / 2]);
-    }
+    for (int i = 0; i < KEYS / 8; i++) clear(of_writes[i % 2][i / 2]);
+#pragma unroll
+    for (int i = 0; i < KEYS / 8; i++) clear(of_reads[i % 2][i / 2]);
 #pragma unroll 1
     for (int slice = 0; slice < N; slice += SLICE) {
         if (value / SLICE * SLICE == slice) {
 #pragma unroll
-            for (int key = 0; key < N / 16; key++) store<SLICE>(chunk.after, value - slice, 16 * key, operand(carried[key]));
+            for (int key = 0; key < N / 16; key++) store<SLICE>(me, chunk.after, value - slice, 16 * key, operand(carried[key]));
 #pragma unroll
             for (int i = 0; i < BLOCKS; i++) {
-                Operand d_y_values = load_transposed<CHUNK>(chunk.DY, 16 * i, value);
-                Operand d_z_values = load_transposed<CHUNK>(chunk.DZ, 16 * i, value);
+                Operand d_y_values = load_transposed<CHUNK>(me, chunk.DY, 16 * i, value);
+                Operand d_z_values = load_transposed<CHUNK>(me, chunk.DZ, 16 * i, value);
 #pragma unroll
                 for (int key = 0; key < N / 16; key++) {
-                    multiply(carried[key], d_y_values, load_transposed<CHUNK>(chunk.R, 16 * i, 16 * key));
-                    multiply(carried[key], d_z_values, load_transposed<CHUNK>(chunk.A, 16 * i, 16 * key));
+                    multiply(carried[key], d_y_values, load_transposed<CHUNK>(me, chunk.R, 16 * i, 16 * key));
+                    multiply(carried[key], d_z_values, load_transposed<CHUNK>(me, chunk.A, 16 * i, 16 * key));
                 }
             }
             Sum before[N / 16];
-            load_state(before, state, value);
+            load_state(me, before, state, value);
 #pragma unroll
             for (int key = 0; key < N / 16; key++) {
-                decay(before[key], chunk.edges, key);
+                decay(me, before[key], chunk.edges, key);
                 Operand rounded = operand(before[key]);
-                store<SLICE>(chunk.before, value - slice, 16 * key, rounded);
-                enter(chunk.entering + value / 16 * N + 16 * key, rounded, carried[key]);
-                decay(carried[key], chunk.edges, key);
+                store<SLICE>(me, chunk.before, value - slice, 16 * key, rounded);
+                enter(me, chunk.entering + value / 16 * N + 16 * key, rounded, carried[key]);
+                decay(me, carried[key], chunk.edges, key);
             }
         }
         barrier();
-        gather_state(of_writes, writes, chunk.after, slice);
-        gather_state(of_reads, reads, chunk.before, slice);
-        if (slice + SLICE < N) barrier();
+        gather_state(me, of_writes, writes, chunk.after, slice);
+        if constexpr (SLICE < N) {
+            gather_state(me, of_reads, reads, chunk.before, slice);
+            if (slice + SLICE < N) barrier();
+        }
     }
+    me = self();
+    gather_steps<true>(me, of_writes, writes);
+    me = self();
 
     Pair logarithms[ROWS], flow[ROWS];
-    sum_decays(logarithms, inputs.log_w, steps);
+    sum_decays(me, logarithms, inputs.log_w, steps);
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
         logarithms[i] = {logarithms[i].x + start.x, logarithms[i].y + start.y};
         flow[i] = {0, 0};
     }
-    gather_steps<true>(of_writes, writes);
-    write_gathered(gradients.k, chunk, steps, of_writes[0], chunk.K, logarithms, -1, flow);
-    write_gathered(gradients.b, chunk, steps, of_writes[1], chunk.B, logarithms, -1, flow);
-    gather_steps<false>(of_reads, reads);
-    write_gathered(gradients.r, chunk, steps, of_reads[0], chunk.R, logarithms, 1, flow);
+    write_gathered(me, gradients.k, chunk, steps, of_writes[0], chunk.K, logarithms, -1, flow);
+    write_gathered(me, gradients.b, chunk, steps, of_writes[1], chunk.B, logarithms, -1, flow);
+    me = self();
+    if constexpr (SLICE == N) gather_state(me, of_reads, reads, chunk.before, 0);  // later: these sums take registers
+    gather_steps<false>(me, of_reads, reads);
+    me = self();
+    write_gathered(me, gradients.r, chunk, steps, of_reads[0], chunk.R, logarithms, 1, flow);
 #pragma unroll
     for (int i = ROWS - 1; i > 0; i--) logarithms[i] = logarithms[i - 1];
     logarithms[0] = start;
     Pair reads_before[ROWS];  // - a da
 #pragma unroll
     for (int i = 0; i < ROWS; i++) reads_before[i] = {0, 0};
-    write_gathered(gradients.a, chunk, steps, of_reads[1], chunk.A, logarithms, 1, reads_before);
+    write_gathered(me, gradients.a, chunk, steps, of_reads[1], chunk.A, logarithms, 1, reads_before);
 
     Pair sum = {0, 0};
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
         sum = {sum.x + flow[i].x + reads_before[i].x, sum.y + flow[i].y + reads_before[i].y};
     }
-    *reinterpret_cast<Pair*>(chunk.quarters + own_quarter() * N + own_key()) = sum;
+    *reinterpret_cast<Pair*>(chunk.quarters + own_quarter(me) * N + own_key(me)) = sum;
     barrier();
     sum = {0, 0};
     for (int i = 0; i < WARPS; i++) {
-        Pair part = *reinterpret_cast<const Pair*>(chunk.entering + i * N + own_key());
+        Pair part = *reinterpret_cast<const Pair*>(chunk.entering + i * N + own_key(me));
         sum = {sum.x + part.x, sum.y + part.y};
     }
-    for (int i = 0; i < own_quarter(); i++) {
-        Pair part = *reinterpret_cast<const Pair*>(chunk.quarters + i * N + own_key());
+    for (int i = 0; i < own_quarter(me); i++) {
+        Pair part = *reinterpret_cast<const Pair*>(chunk.quarters + i * N + own_key(me));
         sum = {sum.x + part.x, sum.y + part.y};
     }
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
         sum = {sum.x + reads_before[i].x, sum.y + reads_before[i].y};
-        if (own_row() + i < steps.count) {
-            long long at = steps.first + static_cast<long long>(own_row() + i) * steps.stride + own_key();
+        if (own_row(me) + i < steps.count) {
+            long long at = steps.first + static_cast<long long>(own_row(me) + i) * steps.stride + own_key(me);
             *reinterpret_cast<Pair*>(gradients.log_w + at) = sum;
         }
         sum = {sum.x + flow[i].x, sum.y + flow[i].y};
@@ -334,22 +341,23 @@ DEVICE void advance_span(
     Both& chunk, const Inputs& inputs, const float* entry, float* scratch, const Sequence& sequence, int start, int count,
     int H, int head
 ) {
-    int value = thread_x() / 32 * 16;
     Sum state[N / 16];
-    load_state(state, entry, value);
+    load_state(self(), state, entry, self().warp * 16);
     for (int i = 0; i + 1 < count; i++) {
-        open_chunk(chunk, inputs, find_steps(sequence, start + i * CHUNK, H, head));
+        Self me = self();
+        int value = me.warp * 16;
+        open_chunk(me, chunk, inputs, find_steps(sequence, start + i * CHUNK, H, head));
         Operand middle[N / 16], values[BLOCKS], erased[BLOCKS];
 #pragma unroll
         for (int key = 0; key < N / 16; key++) {
-            decay(state[key], chunk.edges, key);
+            decay(me, state[key], chunk.edges, key);
             middle[key] = operand(state[key]);
         }
 #pragma unroll
-        for (int j = 0; j < BLOCKS; j++) values[j] = load_transposed<CHUNK>(chunk.V, 16 * j, value);
-        solve(erased, chunk, middle, values, [](int, const Operand&, const Operand&) {});
-        advance(state, chunk, values, erased);
-        store_state(scratch + i * N * N, value, state);
+        for (int j = 0; j < BLOCKS; j++) values[j] = load_transposed<CHUNK>(me, chunk.V, 16 * j, value);
+        solve(me, erased, chunk, middle, values, [](int, const Operand&, const Operand&) {});
+        advance(me, state, chunk, values, erased);
+        store_state(me, scratch + i * N * N, value, state);
         barrier();
     }
 }
@@ -381,7 +389,6 @@ void wkv7_backward(
     chunk.edges = chunk.quarters + 4 * N;
     chunk.entering = chunk.quarters + CHUNK_FLOATS;
 
-    int value = thread_x() / 32 * 16;
     Inputs inputs = {r, log_w, k, v, a, b};
     Gradients gradients = {d_r, d_log_w, d_k, d_v, d_a, d_b};
     scratch += static_cast<long long>(block_x()) * (SPAN / CHUNK - 1) * N * N;
@@ -390,7 +397,7 @@ void wkv7_backward(
         Sequence sequence = find_sequence(item / H, cu_seqlens, T);
         long long whole = static_cast<long long>(item) * N * N;
         Sum carried[N / 16];
-        load_state(carried, d_final ? d_final + whole : nullptr, value);
+        load_state(self(), carried, d_final ? d_final + whole : nullptr, self().warp * 16);
         for (int span = (sequence.length + SPAN - 1) / SPAN - 1; span >= 0; span--) {
             int start = span * SPAN, left = sequence.length - start;
             int count = ((left < SPAN ? left : SPAN) + CHUNK - 1) / CHUNK;
@@ -402,6 +409,6 @@ void wkv7_backward(
                 differentiate(chunk, inputs, d_y, state, gradients, steps, carried);
             }
         }
-        store_state(d_state + whole, value, carried);
+        store_state(self(), d_state + whole, self().warp * 16, carried);
     }
 }

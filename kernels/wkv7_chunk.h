@@ -30,6 +30,14 @@ constexpr int MIX = BLOCKS * (BLOCKS + 1) / 2 * 4 * SQUARE;
 constexpr int ROWS = CHUNK / 4;                      // steps that a warp prepares, for 64 of the keys
 enum MixKind { READ_KEYS, READ_ERASED, ERASE_KEYS, ERASE_ERASED };  // R K^T, R B^T, A K^T, A B^T
 
+// A thread, as one stage of the work knows it: hidden, so that addresses are worked out in the stage that needs them.
+// Otherwise the compiler does that once, before the loop over chunks, and has no registers to keep them in.
+struct Self {
+    int lane, warp;
+};
+
+DEVICE Self self() { return {hide(thread_x() % 32), hide(thread_x() / 32)}; }
+
 struct alignas(8) Pair {
     float x, y;
 };
@@ -92,30 +100,27 @@ template <int TALL> DEVICE int place(int row, int column) {
 }
 
 // The matrix of 16 rows and columns from (row, column), or its transpose.
-template <int TALL> DEVICE Operand load(const unsigned char* matrix, int row, int column) {
-    int lane = thread_x() % 32;
-    const unsigned char* source = matrix + place<TALL>(row + lane % 16, column + lane / 16 * 8);
+template <int TALL> DEVICE Operand load(Self me, const unsigned char* matrix, int row, int column) {
+        const unsigned char* source = matrix + place<TALL>(row + me.lane % 16, column + me.lane / 16 * 8);
     Operand x;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) ldmatrix_x4(x.part[p], source + 128 * p);
     return x;
 }
 
-template <int TALL> DEVICE Operand load_transposed(const unsigned char* matrix, int row, int column) {
-    int lane = thread_x() % 32;
-    const unsigned char* source = matrix + place<TALL>(row + lane % 8 + lane / 16 * 8, column + lane / 8 % 2 * 8);
+template <int TALL> DEVICE Operand load_transposed(Self me, const unsigned char* matrix, int row, int column) {
+        const unsigned char* source = matrix + place<TALL>(row + me.lane % 8 + me.lane / 16 * 8, column + me.lane / 8 % 2 * 8);
     Operand x;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) ldmatrix_x4_trans(x.part[p], source + 128 * p);
     return x;
 }
 
-template <int TALL> DEVICE void store(unsigned char* matrix, int row, int column, const Operand& x) {
-    int lane = thread_x() % 32;
-#pragma unroll
+template <int TALL> DEVICE void store(Self me, unsigned char* matrix, int row, int column, const Operand& x) {
+    #pragma unroll
     for (int i = 0; i < 4 * PARTS; i++) {
-        unsigned char* target = matrix + place<TALL>(row + lane / 4 + i % 2 * 8, column + i / 2 % 2 * 8);
-        *reinterpret_cast<unsigned*>(target + i / 4 * 128 + lane % 4 * 4) = x.part[i / 4][i % 4];
+        unsigned char* target = matrix + place<TALL>(row + me.lane / 4 + i % 2 * 8, column + i / 2 % 2 * 8);
+        *reinterpret_cast<unsigned*>(target + i / 4 * 128 + me.lane % 4 * 4) = x.part[i / 4][i % 4];
     }
 }
 
@@ -126,71 +131,65 @@ DEVICE unsigned char* block(unsigned char* mix, MixKind kind, int i, int j) {
 
 DEVICE int place_in_block(int row, int column) { return row * 32 + ((column / 8 ^ row / 4) & 1) * 16; }
 
-DEVICE Operand load_block(unsigned char* mix, MixKind kind, int i, int j) {
-    int lane = thread_x() % 32;
-    const unsigned char* source = block(mix, kind, i, j) + place_in_block(lane % 16, lane / 16 * 8);
+DEVICE Operand load_block(Self me, unsigned char* mix, MixKind kind, int i, int j) {
+        const unsigned char* source = block(mix, kind, i, j) + place_in_block(me.lane % 16, me.lane / 16 * 8);
     Operand x;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) ldmatrix_x4(x.part[p], source + 512 * p);
     return x;
 }
 
-DEVICE Operand load_block_transposed(unsigned char* mix, MixKind kind, int i, int j) {
-    int lane = thread_x() % 32;
-    const unsigned char* source = block(mix, kind, i, j) + place_in_block(lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8);
+DEVICE Operand load_block_transposed(Self me, unsigned char* mix, MixKind kind, int i, int j) {
+        const unsigned char* source = block(mix, kind, i, j) + place_in_block(me.lane % 8 + me.lane / 16 * 8, me.lane / 8 % 2 * 8);
     Operand x;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) ldmatrix_x4_trans(x.part[p], source + 512 * p);
     return x;
 }
 
-DEVICE void store_block(unsigned char* mix, MixKind kind, int i, int j, const Operand& x) {
-    int lane = thread_x() % 32;
-#pragma unroll
+DEVICE void store_block(Self me, unsigned char* mix, MixKind kind, int i, int j, const Operand& x) {
+    #pragma unroll
     for (int n = 0; n < 4 * PARTS; n++) {
-        int at = place_in_block(lane / 4 + n % 2 * 8, n / 2 % 2 * 8) + n / 4 * 512 + lane % 4 * 4;
+        int at = place_in_block(me.lane / 4 + n % 2 * 8, n / 2 % 2 * 8) + n / 4 * 512 + me.lane % 4 * 4;
         *reinterpret_cast<unsigned*>(block(mix, kind, i, j) + at) = x.part[n / 4][n % 4];
     }
 }
 
 // Zeroes where a row sees a column that comes `gap` or more steps after it; LATER: sees only those.
-template <bool LATER = false> DEVICE void cut(Sum& sum, int gap) {
-    int lane = thread_x() % 32;
-#pragma unroll
+template <bool LATER = false> DEVICE void cut(Self me, Sum& sum, int gap) {
+    #pragma unroll
     for (int i = 0; i < 8; i++) {
-        int row = lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        int row = me.lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + me.lane % 4 * 2 + i % 2;
         bool kept = LATER ? column >= row + gap : row >= column + gap;
         sum.half[i / 4][i % 4] = kept ? sum.half[i / 4][i % 4] : 0;
     }
 }
 
 // A state's 16 rows (values) from global memory in fp32, as N / 16 sums, and back.
-DEVICE void load_state(Sum (&state)[N / 16], const float* source, int value) {
-    int lane = thread_x() % 32;
-#pragma unroll
+DEVICE void load_state(Self me, Sum (&state)[N / 16], const float* source, int value) {
+    #pragma unroll
     for (int i = 0; i < N / 4; i++) {
-        int row = value + lane / 4 + i % 2 * 8, column = i / 2 * 8 + lane % 4 * 2;
+        int row = value + me.lane / 4 + i % 2 * 8, column = i / 2 * 8 + me.lane % 4 * 2;
         Pair pair = source ? *reinterpret_cast<const Pair*>(source + row * N + column) : Pair{0, 0};
         state[i / 4].half[i / 2 % 2][i % 2 * 2] = pair.x;
         state[i / 4].half[i / 2 % 2][i % 2 * 2 + 1] = pair.y;
     }
 }
 
-DEVICE void store_state(float* target, int value, const Sum (&state)[N / 16]) {
-    int lane = thread_x() % 32;
-#pragma unroll
+DEVICE void store_state(Self me, float* target, int value, const Sum (&state)[N / 16]) {
+    #pragma unroll
     for (int i = 0; i < N / 4; i++) {
-        int row = value + lane / 4 + i % 2 * 8, column = i / 2 * 8 + lane % 4 * 2;
+        int row = value + me.lane / 4 + i % 2 * 8, column = i / 2 * 8 + me.lane % 4 * 2;
         const float* pair = &state[i / 4].half[i / 2 % 2][i % 2 * 2];
         *reinterpret_cast<Pair*>(target + row * N + column) = {pair[0], pair[1]};
     }
 }
 
 // Multiplies 16 columns of a state, the keys from 16 `tile`, by the decays `edge` (N).
-DEVICE void decay(Sum& sum, const float* edge, int tile) {
+DEVICE void decay(Self me, Sum& sum, const float* edge, int tile) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        Pair by = *reinterpret_cast<const Pair*>(edge + tile * 16 + h * 8 + thread_x() % 4 * 2);
+        Pair by = *reinterpret_cast<const Pair*>(edge + tile * 16 + h * 8 + me.lane % 4 * 2);
 #pragma unroll
         for (int i = 0; i < 4; i++) sum.half[h][i] *= i % 2 ? by.y : by.x;
     }
@@ -230,15 +229,16 @@ struct Inputs {
 };
 
 // Asks for a chunk's rows of an input, which arrive as they are; steps past the end are zeros.
-DEVICE void fetch(unsigned char* tile, const void* source, const Steps& steps) {
+DEVICE void fetch(Self me, unsigned char* tile, const void* source, const Steps& steps) {
     constexpr int PIECES = N * ELEMENT / 16;  // in a row
     const unsigned char* start = static_cast<const unsigned char*>(source) + steps.first * ELEMENT;
+    int stride = hide(steps.stride);
 #pragma unroll
     for (int i = 0; i < CHUNK * PIECES / THREADS; i++) {
-        int piece = i * THREADS + thread_x();
+        int piece = i * THREADS + me.warp * 32 + me.lane;
         int row = piece / PIECES, column = piece % PIECES * 16 / ELEMENT;
         bool wanted = row < steps.count;
-        const unsigned char* from = start + (wanted ? static_cast<long long>(row) * steps.stride + column : 0) * ELEMENT;
+        const unsigned char* from = start + (wanted ? static_cast<long long>(row) * stride + column : 0) * ELEMENT;
         int at = (column / 64 * CHUNK + row) * 128 * PARTS;
         int within = column % 64 * ELEMENT / 16;  // pieces beyond the eighth keep their half of the row
         copy_async_16_or_zero(tile + at + ((within & 8) | ((within ^ row) & 7)) * 16, from, wanted);
@@ -246,30 +246,30 @@ DEVICE void fetch(unsigned char* tile, const void* source, const Steps& steps) {
 }
 
 // Brings rows that will be fetched later into the second-level cache.
-DEVICE void prefetch_rows(const void* source, const Steps& steps, int element) {
+DEVICE void prefetch_rows(Self me, const void* source, const Steps& steps, int element) {
     const unsigned char* start = static_cast<const unsigned char*>(source) + steps.first * element;
     int sectors = N * element / 32;
-    for (int i = thread_x(); i < steps.count * sectors; i += THREADS) {
+    for (int i = me.warp * 32 + me.lane; i < steps.count * sectors; i += THREADS) {
         prefetch(start + static_cast<long long>(i / sectors) * steps.stride * element + i % sectors * 32);
     }
 }
 
-DEVICE void prefetch_inputs(const Inputs& inputs, const Steps& steps) {
-    prefetch_rows(inputs.r, steps, ELEMENT);
-    prefetch_rows(inputs.log_w, steps, 4);
-    prefetch_rows(inputs.k, steps, ELEMENT);
-    prefetch_rows(inputs.v, steps, ELEMENT);
-    prefetch_rows(inputs.a, steps, ELEMENT);
-    prefetch_rows(inputs.b, steps, ELEMENT);
+DEVICE void prefetch_inputs(Self me, const Inputs& inputs, const Steps& steps) {
+    prefetch_rows(me, inputs.r, steps, ELEMENT);
+    prefetch_rows(me, inputs.log_w, steps, 4);
+    prefetch_rows(me, inputs.k, steps, ELEMENT);
+    prefetch_rows(me, inputs.v, steps, ELEMENT);
+    prefetch_rows(me, inputs.a, steps, ELEMENT);
+    prefetch_rows(me, inputs.b, steps, ELEMENT);
 }
 
 // Writes 16 steps and 16 values of an output: in 16-bit types, a lane gathers 8 values of a step.
-DEVICE void write_rows(void* target, long long first, int stride, int steps, const Sum& sum) {
-    int lane = thread_x() % 32, column = lane % 4;
+DEVICE void write_rows(Self me, void* target, long long first, int stride, int steps, const Sum& sum) {
+    int column = me.lane % 4;
     if constexpr (INPUT == 2) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int row = lane / 4 + i % 2 * 8;
+            int row = me.lane / 4 + i % 2 * 8;
             float* row_start = static_cast<float*>(target) + first + static_cast<long long>(row) * stride + i / 2 * 8;
             const float* pair = &sum.half[i / 2][i % 2 * 2];
             if (row < steps) *reinterpret_cast<Pair*>(row_start + column * 2) = {pair[0], pair[1]};
@@ -292,20 +292,20 @@ DEVICE void write_rows(void* target, long long first, int stride, int steps, con
                 pairs[i | bit] = high ? pairs[i | bit] : other;
             }
         }
-        int row = lane / 4 + column / 2 * 8;
+        int row = me.lane / 4 + column / 2 * 8;
         long long at = first + static_cast<long long>(row) * stride + column % 2 * 8;
         if (row < steps) store_16(static_cast<unsigned short*>(target) + at, {pairs[0], pairs[1], pairs[2], pairs[3]});
     }
 }
 
 // For the elementwise work a thread has two neighbouring keys in a quarter of the chunk's steps.
-DEVICE int own_key() { return thread_x() / 32 % (N / 64) * 64 + thread_x() % 32 * 2; }
-DEVICE int own_quarter() { return thread_x() / 32 / (N / 64); }
-DEVICE int own_row() { return own_quarter() * ROWS; }
+DEVICE int own_key(Self me) { return me.warp % (N / 64) * 64 + me.lane * 2; }
+DEVICE int own_quarter(Self me) { return me.warp / (N / 64); }
+DEVICE int own_row(Self me) { return own_quarter(me) * ROWS; }
 
 // A fetched row's elements at the thread's keys.
-DEVICE Pair fetched(const unsigned char* tile, int row) {
-    int key = own_key();
+DEVICE Pair fetched(Self me, const unsigned char* tile, int row) {
+    int key = own_key(me);
     const unsigned char* line = tile + (key / 64 * CHUNK + row) * 128 * PARTS;
     if constexpr (INPUT == 2) {
         int within = key % 64 / 4;
@@ -318,8 +318,8 @@ DEVICE Pair fetched(const unsigned char* tile, int row) {
 }
 
 // An operand's elements there.
-DEVICE Pair prepared(const unsigned char* tile, int row) {
-    const unsigned char* at = tile + place<CHUNK>(row, own_key()) + own_key() % 8 * 2;
+DEVICE Pair prepared(Self me, const unsigned char* tile, int row) {
+    const unsigned char* at = tile + place<CHUNK>(row, own_key(me)) + own_key(me) % 8 * 2;
     Pair pair = unpack_bf16(*reinterpret_cast<const unsigned*>(at));
     if constexpr (PARTS == 2) {
         Pair rest = unpack_bf16(*reinterpret_cast<const unsigned*>(at + 128));
@@ -328,8 +328,8 @@ DEVICE Pair prepared(const unsigned char* tile, int row) {
     return pair;
 }
 
-DEVICE void prepare(unsigned char* tile, int row, Pair pair) {
-    unsigned char* at = tile + place<CHUNK>(row, own_key()) + own_key() % 8 * 2;
+DEVICE void prepare(Self me, unsigned char* tile, int row, Pair pair) {
+    unsigned char* at = tile + place<CHUNK>(row, own_key(me)) + own_key(me) % 8 * 2;
     unsigned rounded = pack_bf16(pair.x, pair.y);
     *reinterpret_cast<unsigned*>(at) = rounded;
     if constexpr (PARTS == 2) {
@@ -339,23 +339,24 @@ DEVICE void prepare(unsigned char* tile, int row, Pair pair) {
 }
 
 // Turns a fetched tile into an operand without scaling it. bf16 is one already.
-DEVICE void convert(unsigned char* tile) {
+DEVICE void convert(Self me, unsigned char* tile) {
     if constexpr (INPUT == 0) return;
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
-        Pair pair = fetched(tile, own_row() + i);
+        Pair pair = fetched(me, tile, own_row(me) + i);
         if constexpr (PARTS == 2) warp_barrier();  // a row's parts lie where the row itself lay
-        prepare(tile, own_row() + i, pair);
+        prepare(me, tile, own_row(me) + i, pair);
     }
 }
 
 // log_w summed over the thread's rows so far, for its two keys.
-DEVICE void sum_decays(Pair (&sums)[ROWS], const float* log_w, const Steps& steps) {
+DEVICE void sum_decays(Self me, Pair (&sums)[ROWS], const float* log_w, const Steps& steps) {
     Pair sum = {0, 0};
+    int stride = hide(steps.stride);
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
-        if (own_row() + i < steps.count) {
-            long long at = steps.first + static_cast<long long>(own_row() + i) * steps.stride + own_key();
+        if (own_row(me) + i < steps.count) {
+            long long at = steps.first + static_cast<long long>(own_row(me) + i) * stride + own_key(me);
             Pair w = *reinterpret_cast<const Pair*>(log_w + at);
             sum = {sum.x + w.x, sum.y + w.y};
         }
@@ -374,18 +375,17 @@ struct Chunk {
 constexpr int CHUNK_FLOATS = 6 * N;  // of quarters and edges
 
 // Inverse of I - X for X strictly lower triangular, by substitution in fp32, in place of the block.
-DEVICE void invert(unsigned char* mix, int i, const Sum& x) {
-    int lane = thread_x() % 32;
-    float* columns = reinterpret_cast<float*>(block(mix, READ_KEYS, i, i));  // of the block pair (i, i), not yet filled
+DEVICE void invert(Self me, unsigned char* mix, int i, const Sum& x) {
+        float* columns = reinterpret_cast<float*>(block(mix, READ_KEYS, i, i));  // of the block pair (i, i), not yet filled
 #pragma unroll
     for (int n = 0; n < 8; n++) {
-        int row = lane / 4 + n % 4 / 2 * 8, column = n / 4 * 8 + lane % 4 * 2 + n % 2;
+        int row = me.lane / 4 + n % 4 / 2 * 8, column = n / 4 * 8 + me.lane % 4 * 2 + n % 2;
         columns[column * 16 + row] = x.half[n / 4][n % 4];
     }
     warp_barrier();
     float solved[16];  // column lane % 16 of the inverse
 #pragma unroll
-    for (int row = 0; row < 16; row++) solved[row] = row == lane % 16 ? 1.0f : 0.0f;
+    for (int row = 0; row < 16; row++) solved[row] = row == me.lane % 16 ? 1.0f : 0.0f;
 #pragma unroll
     for (int known = 0; known < 15; known++) {
 #pragma unroll
@@ -398,29 +398,29 @@ DEVICE void invert(unsigned char* mix, int i, const Sum& x) {
         }
     }
     warp_barrier();
-    if (lane < 16) {
-        unsigned char* target = block(mix, ERASE_ERASED, i, i) + lane % 8 * 2;
+    if (me.lane < 16) {
+        unsigned char* target = block(mix, ERASE_ERASED, i, i) + me.lane % 8 * 2;
 #pragma unroll
         for (int row = 0; row < 16; row++) {
             unsigned short rounded = float_to_bf16(solved[row]);
-            *reinterpret_cast<unsigned short*>(target + place_in_block(row, lane)) = rounded;
+            *reinterpret_cast<unsigned short*>(target + place_in_block(row, me.lane)) = rounded;
             if constexpr (PARTS == 2) {
                 unsigned short rest = float_to_bf16(solved[row] - bf16_to_float(rounded));
-                *reinterpret_cast<unsigned short*>(target + place_in_block(row, lane) + 512) = rest;
+                *reinterpret_cast<unsigned short*>(target + place_in_block(row, me.lane) + 512) = rest;
             }
         }
     }
 }
 
 // The mix of the blocks of steps i and j <= i.
-DEVICE void mix_blocks(const Chunk& chunk, int i, int j) {
+DEVICE void mix_blocks(Self me, const Chunk& chunk, int i, int j) {
     Sum sums[4];
 #pragma unroll
     for (int kind = 0; kind < 4; kind++) clear(sums[kind]);
 #pragma unroll
     for (int key = 0; key < N; key += 16) {
-        Operand read = load<CHUNK>(chunk.R, 16 * i, key), erase = load<CHUNK>(chunk.A, 16 * i, key);
-        Operand keys = load<CHUNK>(chunk.K, 16 * j, key), erased = load<CHUNK>(chunk.B, 16 * j, key);
+        Operand read = load<CHUNK>(me, chunk.R, 16 * i, key), erase = load<CHUNK>(me, chunk.A, 16 * i, key);
+        Operand keys = load<CHUNK>(me, chunk.K, 16 * j, key), erased = load<CHUNK>(me, chunk.B, 16 * j, key);
         multiply(sums[READ_KEYS], read, keys);
         multiply(sums[READ_ERASED], read, erased);
         multiply(sums[ERASE_KEYS], erase, keys);
@@ -428,74 +428,74 @@ DEVICE void mix_blocks(const Chunk& chunk, int i, int j) {
     }
     if (i == j) {
 #pragma unroll
-        for (int kind = 0; kind < 4; kind++) cut(sums[kind], kind / 2);
-        invert(chunk.mix, i, sums[ERASE_ERASED]);
+        for (int kind = 0; kind < 4; kind++) cut(me, sums[kind], kind / 2);
+        invert(me, chunk.mix, i, sums[ERASE_ERASED]);
     } else {
-        store_block(chunk.mix, ERASE_ERASED, i, j, operand(sums[ERASE_ERASED]));
+        store_block(me, chunk.mix, ERASE_ERASED, i, j, operand(sums[ERASE_ERASED]));
     }
 #pragma unroll
     for (int kind = 0; kind < 3; kind++) {
-        store_block(chunk.mix, static_cast<MixKind>(kind), i, j, operand(sums[kind]));
+        store_block(me, chunk.mix, static_cast<MixKind>(kind), i, j, operand(sums[kind]));
     }
 }
 
 // Fills the chunk, and `more` if there is a tile for that. All threads call it, when none reads the chunk before it any
 // more. Returns what the sums of `sum_decays` lack to count from the chunk's middle.
 DEVICE Pair open_chunk(
-    const Chunk& chunk, const Inputs& inputs, const Steps& steps, unsigned char* tile = nullptr,
+    Self me, const Chunk& chunk, const Inputs& inputs, const Steps& steps, unsigned char* tile = nullptr,
     const void* more = nullptr
 ) {
-    if (tile) fetch(tile, more, steps);
-    fetch(chunk.R, inputs.r, steps);
-    fetch(chunk.A, inputs.a, steps);
-    fetch(chunk.K, inputs.k, steps);
-    fetch(chunk.B, inputs.b, steps);
-    fetch(chunk.V, inputs.v, steps);
+    if (tile) fetch(me, tile, more, steps);
+    fetch(me, chunk.R, inputs.r, steps);
+    fetch(me, chunk.A, inputs.a, steps);
+    fetch(me, chunk.K, inputs.k, steps);
+    fetch(me, chunk.B, inputs.b, steps);
+    fetch(me, chunk.V, inputs.v, steps);
     copy_async_commit();
     Pair sums[ROWS];
-    sum_decays(sums, inputs.log_w, steps);
-    *reinterpret_cast<Pair*>(chunk.quarters + own_quarter() * N + own_key()) = sums[ROWS - 1];
+    sum_decays(me, sums, inputs.log_w, steps);
+    *reinterpret_cast<Pair*>(chunk.quarters + own_quarter(me) * N + own_key(me)) = sums[ROWS - 1];
     copy_async_wait<0>();
     barrier();
 
     Pair quarter[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) quarter[i] = *reinterpret_cast<const Pair*>(chunk.quarters + i * N + own_key());
+    for (int i = 0; i < 4; i++) quarter[i] = *reinterpret_cast<const Pair*>(chunk.quarters + i * N + own_key(me));
     Pair start = {-quarter[0].x - quarter[1].x, -quarter[0].y - quarter[1].y};
-    if (own_quarter() == 0) {
+    if (own_quarter(me) == 0) {
         Pair end = {quarter[2].x + quarter[3].x, quarter[2].y + quarter[3].y};
-        *reinterpret_cast<Pair*>(chunk.edges + own_key()) = {exp_fast(-start.x), exp_fast(-start.y)};
-        *reinterpret_cast<Pair*>(chunk.edges + N + own_key()) = {exp_fast(end.x), exp_fast(end.y)};
+        *reinterpret_cast<Pair*>(chunk.edges + own_key(me)) = {exp_fast(-start.x), exp_fast(-start.y)};
+        *reinterpret_cast<Pair*>(chunk.edges + N + own_key(me)) = {exp_fast(end.x), exp_fast(end.y)};
     }
 #pragma unroll
     for (int i = 0; i < 3; i++) {
-        if (i < own_quarter()) start = {start.x + quarter[i].x, start.y + quarter[i].y};
+        if (i < own_quarter(me)) start = {start.x + quarter[i].x, start.y + quarter[i].y};
     }
     Pair before = {exp_fast(start.x), exp_fast(start.y)};
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
-        int row = own_row() + i;
+        int row = own_row(me) + i;
         Pair sum = {start.x + sums[i].x, start.y + sums[i].y};
         Pair now = {exp_fast(sum.x), exp_fast(sum.y)}, over = {exp_fast(-sum.x), exp_fast(-sum.y)};
-        Pair r = fetched(chunk.R, row), a = fetched(chunk.A, row), k = fetched(chunk.K, row), b = fetched(chunk.B, row);
+        Pair r = fetched(me, chunk.R, row), a = fetched(me, chunk.A, row), k = fetched(me, chunk.K, row), b = fetched(me, chunk.B, row);
         if constexpr (PARTS == 2) warp_barrier();  // a row's parts lie where the row itself lay
-        prepare(chunk.R, row, {r.x * now.x, r.y * now.y});
-        prepare(chunk.A, row, {a.x * before.x, a.y * before.y});
-        prepare(chunk.K, row, {k.x * over.x, k.y * over.y});
-        prepare(chunk.B, row, {b.x * over.x, b.y * over.y});
+        prepare(me, chunk.R, row, {r.x * now.x, r.y * now.y});
+        prepare(me, chunk.A, row, {a.x * before.x, a.y * before.y});
+        prepare(me, chunk.K, row, {k.x * over.x, k.y * over.y});
+        prepare(me, chunk.B, row, {b.x * over.x, b.y * over.y});
         before = now;
     }
-    convert(chunk.V);
-    if (tile) convert(tile);
+    convert(me, chunk.V);
+    if (tile) convert(me, tile);
     barrier();
 
-    for (int n = thread_x() / 32; n < BLOCKS * (BLOCKS + 1) / 2; n += WARPS) {  // the diagonal first: it takes longest
+    for (int n = me.warp; n < BLOCKS * (BLOCKS + 1) / 2; n += WARPS) {  // the diagonal first: it takes longest
         int i = n, j = n;
         if (n >= BLOCKS) {
             i = 1, j = n - BLOCKS;
             while (j >= i) j -= i++;
         }
-        mix_blocks(chunk, i, j);
+        mix_blocks(me, chunk, i, j);
     }
     barrier();
     return start;
@@ -506,7 +506,7 @@ DEVICE Pair open_chunk(
 // After each block, keep(i, inverse, known) is called: u of the block is also inverse known^T, as (steps, values).
 template <class Keep>
 DEVICE void solve(
-    Operand (&erased)[BLOCKS], const Chunk& chunk, const Operand (&state)[N / 16], const Operand (&values)[BLOCKS],
+    Self me, Operand (&erased)[BLOCKS], const Chunk& chunk, const Operand (&state)[N / 16], const Operand (&values)[BLOCKS],
     Keep keep
 ) {
 #pragma unroll
@@ -515,12 +515,12 @@ DEVICE void solve(
         clear(known);
         clear(sum);
 #pragma unroll
-        for (int key = 0; key < N / 16; key++) multiply(known, state[key], load<CHUNK>(chunk.A, 16 * i, 16 * key));
+        for (int key = 0; key < N / 16; key++) multiply(known, state[key], load<CHUNK>(me, chunk.A, 16 * i, 16 * key));
 #pragma unroll
-        for (int j = 0; j <= i; j++) multiply(known, values[j], load_block(chunk.mix, ERASE_KEYS, i, j));
+        for (int j = 0; j <= i; j++) multiply(known, values[j], load_block(me, chunk.mix, ERASE_KEYS, i, j));
 #pragma unroll
-        for (int j = 0; j < i; j++) multiply(known, erased[j], load_block(chunk.mix, ERASE_ERASED, i, j));
-        Operand inverse = load_block(chunk.mix, ERASE_ERASED, i, i);
+        for (int j = 0; j < i; j++) multiply(known, erased[j], load_block(me, chunk.mix, ERASE_ERASED, i, j));
+        Operand inverse = load_block(me, chunk.mix, ERASE_ERASED, i, i);
         multiply(sum, operand(known), inverse);
         erased[i] = operand(sum);
         keep(i, inverse, operand(known));
@@ -529,15 +529,15 @@ DEVICE void solve(
 
 // The state after the chunk from the state decayed to its middle.
 DEVICE void advance(
-    Sum (&state)[N / 16], const Chunk& chunk, const Operand (&values)[BLOCKS], const Operand (&erased)[BLOCKS]
+    Self me, Sum (&state)[N / 16], const Chunk& chunk, const Operand (&values)[BLOCKS], const Operand (&erased)[BLOCKS]
 ) {
 #pragma unroll
     for (int key = 0; key < N / 16; key++) {
 #pragma unroll
         for (int i = 0; i < BLOCKS; i++) {
-            multiply(state[key], values[i], load_transposed<CHUNK>(chunk.K, 16 * i, 16 * key));
-            multiply(state[key], erased[i], load_transposed<CHUNK>(chunk.B, 16 * i, 16 * key));
+            multiply(state[key], values[i], load_transposed<CHUNK>(me, chunk.K, 16 * i, 16 * key));
+            multiply(state[key], erased[i], load_transposed<CHUNK>(me, chunk.B, 16 * i, 16 * key));
         }
-        decay(state[key], chunk.edges + N, key);
+        decay(me, state[key], chunk.edges + N, key);
     }
 }

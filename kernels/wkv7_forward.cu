@@ -23,50 +23,53 @@ void wkv7_forward(
     chunk.edges = chunk.quarters + 4 * N;
 
     int head = block_x() / SPLITS % H, number = block_x() / SPLITS / H;
-    int value = block_x() % SPLITS * VALUES + thread_x() / 32 * 16;
-    bool carries = thread_x() / 32 < VALUES / 16;
+    Self me = self();
+    int value = block_x() % SPLITS * VALUES + me.warp * 16;
+    bool carries = me.warp < VALUES / 16;
     Sequence sequence = find_sequence(number, cu_seqlens, T);
     long long whole = (static_cast<long long>(number) * H + head) * N * N;
     Inputs inputs = {r, log_w, k, v, a, b};
     Sum carried[N / 16];
-    if (carries) load_state(carried, state ? state + whole : nullptr, value);
+    if (carries) load_state(me, carried, state ? state + whole : nullptr, value);
 
     for (int start = 0; start < sequence.length; start += CHUNK) {
+        me = self();
         Steps steps = find_steps(sequence, start, H, head);
         if (entries && carries && start % SPAN == 0) {
-            store_state(entries + ((sequence.entry + start / SPAN) * H + head) * N * N, value, carried);
+            store_state(me, entries + ((sequence.entry + start / SPAN) * H + head) * N * N, value, carried);
         }
-        if (start + CHUNK < sequence.length) prefetch_inputs(inputs, find_steps(sequence, start + CHUNK, H, head));
-        open_chunk(chunk, inputs, steps);
+        if (start + CHUNK < sequence.length) prefetch_inputs(me, inputs, find_steps(sequence, start + CHUNK, H, head));
+        open_chunk(me, chunk, inputs, steps);
+        me = self();
         if (carries) {
             Operand middle[N / 16], values[BLOCKS], erased[BLOCKS];
 #pragma unroll
             for (int key = 0; key < N / 16; key++) {
-                decay(carried[key], chunk.edges, key);
+                decay(me, carried[key], chunk.edges, key);
                 middle[key] = operand(carried[key]);
             }
 #pragma unroll
-            for (int i = 0; i < BLOCKS; i++) values[i] = load_transposed<CHUNK>(chunk.V, 16 * i, value);
-            solve(erased, chunk, middle, values, [](int, const Operand&, const Operand&) {});
+            for (int i = 0; i < BLOCKS; i++) values[i] = load_transposed<CHUNK>(me, chunk.V, 16 * i, value);
+            solve(me, erased, chunk, middle, values, [](int, const Operand&, const Operand&) {});
 #pragma unroll
             for (int i = 0; i < BLOCKS; i++) {
                 Sum sum;
                 clear(sum);
 #pragma unroll
                 for (int key = 0; key < N / 16; key++) {
-                    multiply(sum, load<CHUNK>(chunk.R, 16 * i, 16 * key), middle[key]);
+                    multiply(sum, load<CHUNK>(me, chunk.R, 16 * i, 16 * key), middle[key]);
                 }
 #pragma unroll
                 for (int j = 0; j <= i; j++) {
-                    multiply(sum, load_block(chunk.mix, READ_KEYS, i, j), values[j]);
-                    multiply(sum, load_block(chunk.mix, READ_ERASED, i, j), erased[j]);
+                    multiply(sum, load_block(me, chunk.mix, READ_KEYS, i, j), values[j]);
+                    multiply(sum, load_block(me, chunk.mix, READ_ERASED, i, j), erased[j]);
                 }
                 long long first = steps.first + static_cast<long long>(16 * i) * steps.stride + value;
-                write_rows(y, first, steps.stride, steps.count - 16 * i, sum);
+                write_rows(me, y, first, steps.stride, steps.count - 16 * i, sum);
             }
-            advance(carried, chunk, values, erased);
+            advance(me, carried, chunk, values, erased);
         }
         barrier();
     }
-    if (carries) store_state(final + whole, value, carried);
+    if (carries) store_state(me, final + whole, value, carried);
 }
