@@ -140,7 +140,7 @@ DEVICE void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0]
 
 // The same number, of which the compiler no longer knows where it came from: what is computed from it again is computed
 // again, where keeping the results would take registers.
-DEVICE int hide(int x) {
+template <class T> DEVICE T hide(T x) {
     asm volatile("" : "+r"(x));
     return x;
 }

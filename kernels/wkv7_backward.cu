@@ -36,58 +36,59 @@ struct Both : Chunk {
 typedef Sum Gathered[2][KEYS / 16];
 
 struct Sides {
-    unsigned char *left[2], *right[2], *factors[2];
+    unsigned char *rows[2], *columns[2], *factors[2];
 };
 
-DEVICE int gathered_block(Self me) { return me.warp % BLOCKS; }
-DEVICE int gathered_key(Self me) { return me.warp / BLOCKS * KEYS; }
+DEVICE unsigned gathered_block(Self me) { return me.warp % BLOCKS; }
+DEVICE unsigned gathered_key(Self me) { return me.warp / BLOCKS * KEYS; }
 
-// sums[x] += left[x] rows, the values from `value`
-DEVICE void gather_state(Self me, Gathered& sums, const Sides& sides, const unsigned char* rows, int value) {
+// sums[x] += rows[x] state, the values from `value`
+DEVICE void gather_state(Self me, Gathered& sums, const Sides& sides, const unsigned char* rows, unsigned value) {
 #pragma unroll
     for (int i = 0; i < SLICE; i += 16) {
-        Operand left[2];
+        Left own[2];
 #pragma unroll
-        for (int x = 0; x < 2; x++) left[x] = load<CHUNK>(me, sides.left[x], 16 * gathered_block(me), value + i);
+        for (int x = 0; x < 2; x++) own[x] = load_left<CHUNK>(me, sides.rows[x], 16 * gathered_block(me), value + i);
 #pragma unroll
         for (int key = 0; key < KEYS / 16; key++) {
-            Operand row = load_transposed<SLICE>(me, rows, i, gathered_key(me) + 16 * key);
+            Right row = load_right_turned<SLICE>(me, rows, i, gathered_key(me) + 16 * key);
 #pragma unroll
-            for (int x = 0; x < 2; x++) multiply(sums[x][key], left[x], row);
+            for (int x = 0; x < 2; x++) multiply(sums[x][key], own[x], row);
         }
     }
 }
 
-// sums[x] += (left[x] right[y]^T, cut) factors[y]; LATER: of what comes at or after the row's step, else up to it.
+// sums[x] += (rows[x] columns[y]^T, cut) factors[y]; LATER: of what comes at or after the row's step, else up to it.
 template <bool LATER> DEVICE void gather_steps(Self me, Gathered& sums, const Sides& sides) {
-    int own = gathered_block(me);
-    for (int other = LATER ? own : 0; other < (LATER ? BLOCKS : own + 1); other++) {
+    unsigned own = gathered_block(me);
+    for (unsigned other = LATER ? own : 0; other < (LATER ? BLOCKS : own + 1); other++) {
         Sum mixed[2][2];
 #pragma unroll
         for (int i = 0; i < 4; i++) clear(mixed[i / 2][i % 2]);
 #pragma unroll
         for (int value = 0; value < N; value += 16) {
-            Operand left[2], right[2];
+            Left rows[2];
+            Right columns[2];
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                left[i] = load<CHUNK>(me, sides.left[i], 16 * own, value);
-                right[i] = load<CHUNK>(me, sides.right[i], 16 * other, value);
+                rows[i] = load_left<CHUNK>(me, sides.rows[i], 16 * own, value);
+                columns[i] = load_right<CHUNK>(me, sides.columns[i], 16 * other, value);
             }
 #pragma unroll
-            for (int i = 0; i < 4; i++) multiply(mixed[i / 2][i % 2], left[i / 2], right[i % 2]);
+            for (int i = 0; i < 4; i++) multiply(mixed[i / 2][i % 2], rows[i / 2], columns[i % 2]);
         }
         if (own == other) {
 #pragma unroll
             for (int i = 0; i < 4; i++) cut<LATER>(me, mixed[i / 2][i % 2], LATER ? i % 2 : i / 2);  // a reads before its step
         }
-        Operand mix[4];
+        Left mix[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) mix[i] = operand(mixed[i / 2][i % 2]);
+        for (int i = 0; i < 4; i++) mix[i] = left(mixed[i / 2][i % 2]);
 #pragma unroll
         for (int key = 0; key < KEYS / 16; key++) {
 #pragma unroll
             for (int y = 0; y < 2; y++) {
-                Operand factor = load_transposed<CHUNK>(me, sides.factors[y], 16 * other, gathered_key(me) + 16 * key);
+                Right factor = load_right_turned<CHUNK>(me, sides.factors[y], 16 * other, gathered_key(me) + 16 * key);
                 multiply(sums[0][key], mix[y], factor);
                 multiply(sums[1][key], mix[2 + y], factor);
             }
@@ -102,7 +103,7 @@ DEVICE void stage_barrier() {
 }
 
 // A pair of keys has its place in a row of the stage permuted by the row: 4 rows' 4 pairs do not meet in a bank.
-DEVICE Pair& staged(float* stage, int row, int key) {
+DEVICE Pair& staged(float* stage, unsigned row, unsigned key) {
     return *reinterpret_cast<Pair*>(stage + row * N + (key ^ (row & 3) * 8));
 }
 
@@ -110,7 +111,7 @@ DEVICE void put(Self me, float* stage, const Sum (&sums)[KEYS / 16]) {
         stage_barrier();
 #pragma unroll
     for (int i = 0; i < KEYS / 4; i++) {
-        int row = 16 * gathered_block(me) + me.lane / 4 + i % 2 * 8, key = gathered_key(me) + i / 2 * 8 + me.lane % 4 * 2;
+        unsigned row = 16 * gathered_block(me) + me.lane / 4 + i % 2 * 8, key = gathered_key(me) + i / 2 * 8 + me.lane % 4 * 2;
         const float* pair = &sums[i / 4].half[i / 2 % 2][i % 2 * 2];
         staged(stage, row, key) = {pair[0], pair[1]};
     }
@@ -133,23 +134,22 @@ DEVICE void write_gathered(
     const Pair (&logarithms)[ROWS], float sign, Pair (&flow)[ROWS]
 ) {
     put(me, chunk.stage, sums);
-    int stride = hide(steps.stride);
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
-        int row = own_row(me) + i;
+        unsigned row = own_row(me) + i;
         Pair sum = staged(chunk.stage, row, own_key(me)), factor = prepared(me, tile, row);
         flow[i].x -= sign * factor.x * sum.x;
         flow[i].y -= sign * factor.y * sum.y;
         sum.x *= exp_fast(sign * logarithms[i].x);
         sum.y *= exp_fast(sign * logarithms[i].y);
         if (row < steps.count) {
-            write_pair(target, steps.first + static_cast<long long>(row) * stride + own_key(me), sum);
+            write_pair(target, steps.first + row * steps.stride + own_key(me), sum);
         }
     }
 }
 
 // Adds up the 16 rows of a state times its gradient, into 16 keys of `sums`.
-DEVICE void enter(Self me, float* sums, const Operand& state, const Sum& gradient) {
+DEVICE void enter(Self me, float* sums, const Left& state, const Sum& gradient) {
     #pragma unroll
     for (int h = 0; h < 2; h++) {
         Pair sum = {0, 0};
@@ -176,38 +176,38 @@ struct Gradients {
 // One chunk: `state` (N, N) before it in global memory; carried: the gradient of the state after it, then before it.
 DEVICE void differentiate(
     Both& chunk, const Inputs& inputs, const void* d_y, const float* state, const Gradients& gradients,
-    const Steps& steps, Sum (&carried)[N / 16]
+    Steps steps, Sum (&carried)[N / 16]
 ) {
     Pair start = open_chunk(self(), chunk, inputs, steps, chunk.DY, d_y);
     Self me = self();
-    int value = me.warp * 16;
+    unsigned value = me.warp * 16;
     {
-        Operand values[BLOCKS], erased[BLOCKS], middle[N / 16];
+        Left values[BLOCKS], erased[BLOCKS], middle[N / 16];
         Sum before[N / 16];
         load_state(me, before, state, value);
 #pragma unroll
         for (int key = 0; key < N / 16; key++) {
             decay(me, before[key], chunk.edges, key);
-            middle[key] = operand(before[key]);
+            middle[key] = left(before[key]);
         }
 #pragma unroll
-        for (int i = 0; i < BLOCKS; i++) values[i] = load_transposed<CHUNK>(me, chunk.V, 16 * i, value);
-        solve(me, erased, chunk, middle, values, [&](int i, const Operand& inverse, const Operand& known) {
+        for (int i = 0; i < BLOCKS; i++) values[i] = load_left_turned<CHUNK>(me, chunk.V, 16 * i, value);
+        solve(me, erased, chunk, middle, values, [&](int i, const Left& known) {
             Sum sum;
             clear(sum);
-            multiply(sum, inverse, known);
-            store<CHUNK>(me, chunk.U, 16 * i, value, operand(sum));
+            multiply(sum, load_block_left(me, chunk.mix, ERASE_ERASED, i, i), right(known));
+            store<CHUNK>(me, chunk.U, 16 * i, value, left(sum));
         });
     }
     {
-        Operand after[N / 16], d_y_values[BLOCKS], d_z_values[BLOCKS];
+        Left after[N / 16], d_y_values[BLOCKS], d_z_values[BLOCKS];
 #pragma unroll
         for (int key = 0; key < N / 16; key++) {
             decay(me, carried[key], chunk.edges + N, key);
-            after[key] = operand(carried[key]);
+            after[key] = left(carried[key]);
         }
 #pragma unroll
-        for (int i = 0; i < BLOCKS; i++) d_y_values[i] = load_transposed<CHUNK>(me, chunk.DY, 16 * i, value);
+        for (int i = 0; i < BLOCKS; i++) d_y_values[i] = load_left_turned<CHUNK>(me, chunk.DY, 16 * i, value);
 #pragma unroll
         for (int j = BLOCKS - 1; j >= 0; j--) {
             Sum d_u, d_z, d_z_rows, d_v;
@@ -217,26 +217,28 @@ DEVICE void differentiate(
             clear(d_v);
 #pragma unroll
             for (int key = 0; key < N / 16; key++) {
-                multiply(d_u, after[key], load<CHUNK>(me, chunk.B, 16 * j, 16 * key));
-                multiply(d_v, load<CHUNK>(me, chunk.K, 16 * j, 16 * key), after[key]);
+                multiply(d_u, after[key], load_right<CHUNK>(me, chunk.B, 16 * j, 16 * key));
+                multiply(d_v, load_left<CHUNK>(me, chunk.K, 16 * j, 16 * key), right(after[key]));
             }
 #pragma unroll
             for (int i = BLOCKS - 1; i >= j; i--) {
-                multiply(d_u, d_y_values[i], load_block_transposed(me, chunk.mix, READ_ERASED, i, j));
-                if (i > j) multiply(d_u, d_z_values[i], load_block_transposed(me, chunk.mix, ERASE_ERASED, i, j));
-                multiply(d_v, load_block_transposed(me, chunk.mix, READ_KEYS, i, j), d_y_values[i]);
+                multiply(d_u, d_y_values[i], load_block_right_turned(me, chunk.mix, READ_ERASED, i, j));
+                if (i > j) multiply(d_u, d_z_values[i], load_block_right_turned(me, chunk.mix, ERASE_ERASED, i, j));
+                multiply(d_v, load_block_left_turned(me, chunk.mix, READ_KEYS, i, j), right(d_y_values[i]));
             }
-            Operand inverse = load_block_transposed(me, chunk.mix, ERASE_ERASED, j, j), known = operand(d_u);
-            multiply(d_z, known, inverse);
-            multiply(d_z_rows, inverse, known);
-            d_z_values[j] = operand(d_z);
-            store<CHUNK>(me, chunk.DZ, 16 * j, value, operand(d_z_rows));
+            Left known = left(d_u);
+            multiply(d_z, known, load_block_right_turned(me, chunk.mix, ERASE_ERASED, j, j));
+            multiply(d_z_rows, load_block_left_turned(me, chunk.mix, ERASE_ERASED, j, j), right(known));
+            d_z_values[j] = left(d_z);
+            store<CHUNK>(me, chunk.DZ, 16 * j, value, left(d_z_rows));
 #pragma unroll
             for (int i = BLOCKS - 1; i >= j; i--) {
-                multiply(d_v, load_block_transposed(me, chunk.mix, ERASE_KEYS, i, j), d_z_values[i]);
+                multiply(d_v, load_block_left_turned(me, chunk.mix, ERASE_KEYS, i, j), right(d_z_values[i]));
             }
-            long long first = steps.first + static_cast<long long>(16 * j) * steps.stride + value;
-            write_rows(me, gradients.v, first, steps.stride, steps.count - 16 * j, d_v);
+            if (steps.count > 16 * j) {
+                long long first = steps.first + 16 * j * steps.stride + value;
+                write_rows(me, gradients.v, first, steps.stride, steps.count - 16 * j, d_v);
+            }
         }
     }
     barrier();  // U and DZ are whole, and the mix is read
@@ -250,18 +252,18 @@ DEVICE void differentiate(
 #pragma unroll
     for (int i = 0; i < KEYS / 8; i++) clear(of_reads[i % 2][i / 2]);
 #pragma unroll 1
-    for (int slice = 0; slice < N; slice += SLICE) {
+    for (unsigned slice = 0; slice < N; slice += SLICE) {
         if (value / SLICE * SLICE == slice) {
 #pragma unroll
-            for (int key = 0; key < N / 16; key++) store<SLICE>(me, chunk.after, value - slice, 16 * key, operand(carried[key]));
+            for (int key = 0; key < N / 16; key++) store<SLICE>(me, chunk.after, value - slice, 16 * key, left(carried[key]));
 #pragma unroll
             for (int i = 0; i < BLOCKS; i++) {
-                Operand d_y_values = load_transposed<CHUNK>(me, chunk.DY, 16 * i, value);
-                Operand d_z_values = load_transposed<CHUNK>(me, chunk.DZ, 16 * i, value);
+                Left d_y_values = load_left_turned<CHUNK>(me, chunk.DY, 16 * i, value);
+                Left d_z_values = load_left_turned<CHUNK>(me, chunk.DZ, 16 * i, value);
 #pragma unroll
                 for (int key = 0; key < N / 16; key++) {
-                    multiply(carried[key], d_y_values, load_transposed<CHUNK>(me, chunk.R, 16 * i, 16 * key));
-                    multiply(carried[key], d_z_values, load_transposed<CHUNK>(me, chunk.A, 16 * i, 16 * key));
+                    multiply(carried[key], d_y_values, load_right_turned<CHUNK>(me, chunk.R, 16 * i, 16 * key));
+                    multiply(carried[key], d_z_values, load_right_turned<CHUNK>(me, chunk.A, 16 * i, 16 * key));
                 }
             }
             Sum before[N / 16];
@@ -269,7 +271,7 @@ DEVICE void differentiate(
 #pragma unroll
             for (int key = 0; key < N / 16; key++) {
                 decay(me, before[key], chunk.edges, key);
-                Operand rounded = operand(before[key]);
+                Left rounded = left(before[key]);
                 store<SLICE>(me, chunk.before, value - slice, 16 * key, rounded);
                 enter(me, chunk.entering + value / 16 * N + 16 * key, rounded, carried[key]);
                 decay(me, carried[key], chunk.edges, key);
@@ -285,20 +287,19 @@ DEVICE void differentiate(
     me = self();
     gather_steps<true>(me, of_writes, writes);
     me = self();
+    steps.stride = hide(static_cast<int>(steps.stride));
 
     Pair logarithms[ROWS], flow[ROWS];
-    sum_decays(me, logarithms, inputs.log_w, steps);
+    sum_decays(me, logarithms, start, inputs.log_w, steps);
 #pragma unroll
-    for (int i = 0; i < ROWS; i++) {
-        logarithms[i] = {logarithms[i].x + start.x, logarithms[i].y + start.y};
-        flow[i] = {0, 0};
-    }
+    for (int i = 0; i < ROWS; i++) flow[i] = {0, 0};
     write_gathered(me, gradients.k, chunk, steps, of_writes[0], chunk.K, logarithms, -1, flow);
     write_gathered(me, gradients.b, chunk, steps, of_writes[1], chunk.B, logarithms, -1, flow);
     me = self();
     if constexpr (SLICE == N) gather_state(me, of_reads, reads, chunk.before, 0);  // later: these sums take registers
     gather_steps<false>(me, of_reads, reads);
     me = self();
+    sum_decays(me, logarithms, start, inputs.log_w, steps);  // again: until here their registers were needed
     write_gathered(me, gradients.r, chunk, steps, of_reads[0], chunk.R, logarithms, 1, flow);
 #pragma unroll
     for (int i = ROWS - 1; i > 0; i--) logarithms[i] = logarithms[i - 1];
@@ -320,7 +321,7 @@ DEVICE void differentiate(
         Pair part = *reinterpret_cast<const Pair*>(chunk.entering + i * N + own_key(me));
         sum = {sum.x + part.x, sum.y + part.y};
     }
-    for (int i = 0; i < own_quarter(me); i++) {
+    for (int i = 0; i < static_cast<int>(own_quarter(me)); i++) {
         Pair part = *reinterpret_cast<const Pair*>(chunk.quarters + i * N + own_key(me));
         sum = {sum.x + part.x, sum.y + part.y};
     }
@@ -328,7 +329,7 @@ DEVICE void differentiate(
     for (int i = 0; i < ROWS; i++) {
         sum = {sum.x + reads_before[i].x, sum.y + reads_before[i].y};
         if (own_row(me) + i < steps.count) {
-            long long at = steps.first + static_cast<long long>(own_row(me) + i) * steps.stride + own_key(me);
+            long long at = steps.first + (own_row(me) + i) * steps.stride + own_key(me);
             *reinterpret_cast<Pair*>(gradients.log_w + at) = sum;
         }
         sum = {sum.x + flow[i].x, sum.y + flow[i].y};
@@ -345,17 +346,17 @@ DEVICE void advance_span(
     load_state(self(), state, entry, self().warp * 16);
     for (int i = 0; i + 1 < count; i++) {
         Self me = self();
-        int value = me.warp * 16;
+        unsigned value = me.warp * 16;
         open_chunk(me, chunk, inputs, find_steps(sequence, start + i * CHUNK, H, head));
-        Operand middle[N / 16], values[BLOCKS], erased[BLOCKS];
+        Left middle[N / 16], values[BLOCKS], erased[BLOCKS];
 #pragma unroll
         for (int key = 0; key < N / 16; key++) {
             decay(me, state[key], chunk.edges, key);
-            middle[key] = operand(state[key]);
+            middle[key] = left(state[key]);
         }
 #pragma unroll
-        for (int j = 0; j < BLOCKS; j++) values[j] = load_transposed<CHUNK>(me, chunk.V, 16 * j, value);
-        solve(me, erased, chunk, middle, values, [](int, const Operand&, const Operand&) {});
+        for (int j = 0; j < BLOCKS; j++) values[j] = load_left_turned<CHUNK>(me, chunk.V, 16 * j, value);
+        solve(me, erased, chunk, middle, values, [](int, const Left&) {});
         advance(me, state, chunk, values, erased);
         store_state(me, scratch + i * N * N, value, state);
         barrier();

@@ -33,10 +33,13 @@ enum MixKind { READ_KEYS, READ_ERASED, ERASE_KEYS, ERASE_ERASED };  // R K^T, R 
 // A thread, as one stage of the work knows it: hidden, so that addresses are worked out in the stage that needs them.
 // Otherwise the compiler does that once, before the loop over chunks, and has no registers to keep them in.
 struct Self {
-    int lane, warp;
+    unsigned lane, warp;
 };
 
-DEVICE Self self() { return {hide(thread_x() % 32), hide(thread_x() / 32)}; }
+DEVICE Self self() {
+    unsigned thread = thread_x();
+    return {hide(thread % 32), hide(thread / 32)};
+}
 
 struct alignas(8) Pair {
     float x, y;
@@ -46,9 +49,14 @@ struct alignas(16) Quad {
     float at[4];
 };
 
-// A 16 x 16 operand. With g = lane / 4 and c = 2 (lane % 4), part[..][i] holds the columns c and c + 1, plus 8 for
-// i = 2 and 3, of row g, plus 8 for i = 1 and 3.
-struct Operand {
+// 16 x 16 operands. With g = lane / 4 and c = 2 (lane % 4), part[..][i] of a left one holds the columns c and c + 1, plus
+// 8 for i = 2 and 3, of row g, plus 8 for i = 1 and 3. A right one has the middle two exchanged: the tensor cores want
+// neighbouring registers.
+struct Left {
+    unsigned part[PARTS][4];
+};
+
+struct Right {
     unsigned part[PARTS][4];
 };
 
@@ -67,20 +75,20 @@ DEVICE void clear(Sum& sum) {
 }
 
 // sum += X Y^T
-DEVICE void multiply(Sum& sum, const Operand& x, const Operand& y) {
+DEVICE void multiply(Sum& sum, const Left& x, const Right& y) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
 #pragma unroll
         for (int p = 0; p < 2 * PARTS - 1; p++) {
-            const unsigned(&right)[4] = y.part[p == 1];
-            const unsigned columns[2] = {right[h], right[h + 2]};
-            mma_bf16(sum.half[h], x.part[p == 2], columns);
+            const unsigned(&rows)[4] = y.part[p == 1];
+            const unsigned half[2] = {rows[2 * h], rows[2 * h + 1]};
+            mma_bf16(sum.half[h], x.part[p == 2], half);
         }
     }
 }
 
-DEVICE Operand operand(const Sum& sum) {
-    Operand x;
+DEVICE Left left(const Sum& sum) {
+    Left x;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         float low = sum.half[i / 2][2 * (i % 2)], high = sum.half[i / 2][2 * (i % 2) + 1];
@@ -93,30 +101,60 @@ DEVICE Operand operand(const Sum& sum) {
     return x;
 }
 
+DEVICE Right right(const Left& x) {
+    Right y;
+#pragma unroll
+    for (int i = 0; i < 4 * PARTS; i++) y.part[i / 4][i % 4] = x.part[i / 4][i % 2 * 2 + i / 2 % 2];
+    return y;
+}
+
 // Matrices in shared memory: 64 columns after another, in them row by row; a row is 128 bytes, for each part. The
 // pieces of 16 bytes in a row are permuted by the row's number, so that 8 rows' pieces never meet in a bank.
-template <int TALL> DEVICE int place(int row, int column) {
+template <int TALL> DEVICE unsigned place(unsigned row, unsigned column) {
     return (column / 64 * TALL + row) * 128 * PARTS + ((column / 8 ^ row) & 7) * 16;
 }
 
-// The matrix of 16 rows and columns from (row, column), or its transpose.
-template <int TALL> DEVICE Operand load(Self me, const unsigned char* matrix, int row, int column) {
-        const unsigned char* source = matrix + place<TALL>(row + me.lane % 16, column + me.lane / 16 * 8);
-    Operand x;
+// The places of the rows and columns that a lane names to ldmatrix for a left operand; for a right one, or the transpose
+// of a left one, rows and columns change roles.
+DEVICE unsigned plain_row(Self me) { return me.lane % 16; }
+DEVICE unsigned plain_column(Self me) { return me.lane / 16 * 8; }
+DEVICE unsigned turned_row(Self me) { return me.lane % 8 + me.lane / 16 * 8; }
+DEVICE unsigned turned_column(Self me) { return me.lane / 8 % 2 * 8; }
+
+// 16 rows and columns from (row, column) of a matrix, or their transpose.
+template <int TALL> DEVICE Left load_left(Self me, const unsigned char* matrix, unsigned row, unsigned column) {
+    const unsigned char* source = matrix + place<TALL>(row + plain_row(me), column + plain_column(me));
+    Left x;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) ldmatrix_x4(x.part[p], source + 128 * p);
     return x;
 }
 
-template <int TALL> DEVICE Operand load_transposed(Self me, const unsigned char* matrix, int row, int column) {
-        const unsigned char* source = matrix + place<TALL>(row + me.lane % 8 + me.lane / 16 * 8, column + me.lane / 8 % 2 * 8);
-    Operand x;
+template <int TALL> DEVICE Right load_right(Self me, const unsigned char* matrix, unsigned row, unsigned column) {
+    const unsigned char* source = matrix + place<TALL>(row + turned_row(me), column + turned_column(me));
+    Right x;
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) ldmatrix_x4(x.part[p], source + 128 * p);
+    return x;
+}
+
+template <int TALL> DEVICE Left load_left_turned(Self me, const unsigned char* matrix, unsigned row, unsigned column) {
+    const unsigned char* source = matrix + place<TALL>(row + turned_row(me), column + turned_column(me));
+    Left x;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) ldmatrix_x4_trans(x.part[p], source + 128 * p);
     return x;
 }
 
-template <int TALL> DEVICE void store(Self me, unsigned char* matrix, int row, int column, const Operand& x) {
+template <int TALL> DEVICE Right load_right_turned(Self me, const unsigned char* matrix, unsigned row, unsigned column) {
+    const unsigned char* source = matrix + place<TALL>(row + plain_row(me), column + plain_column(me));
+    Right x;
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) ldmatrix_x4_trans(x.part[p], source + 128 * p);
+    return x;
+}
+
+template <int TALL> DEVICE void store(Self me, unsigned char* matrix, unsigned row, unsigned column, const Left& x) {
     #pragma unroll
     for (int i = 0; i < 4 * PARTS; i++) {
         unsigned char* target = matrix + place<TALL>(row + me.lane / 4 + i % 2 * 8, column + i / 2 % 2 * 8);
@@ -125,61 +163,77 @@ template <int TALL> DEVICE void store(Self me, unsigned char* matrix, int row, i
 }
 
 // Blocks of the mix: 16 x 16, a row is 32 bytes, one part after the other.
-DEVICE unsigned char* block(unsigned char* mix, MixKind kind, int i, int j) {
+DEVICE unsigned char* block(unsigned char* mix, MixKind kind, unsigned i, unsigned j) {
     return mix + ((i * (i + 1) / 2 + j) * 4 + kind) * SQUARE;
 }
 
-DEVICE int place_in_block(int row, int column) { return row * 32 + ((column / 8 ^ row / 4) & 1) * 16; }
+DEVICE unsigned place_in_block(unsigned row, unsigned column) { return row * 32 + ((column / 8 ^ row / 4) & 1) * 16; }
 
-DEVICE Operand load_block(Self me, unsigned char* mix, MixKind kind, int i, int j) {
-        const unsigned char* source = block(mix, kind, i, j) + place_in_block(me.lane % 16, me.lane / 16 * 8);
-    Operand x;
+DEVICE Left load_block_left(Self me, unsigned char* mix, MixKind kind, unsigned i, unsigned j) {
+    const unsigned char* source = block(mix, kind, i, j) + place_in_block(plain_row(me), plain_column(me));
+    Left x;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) ldmatrix_x4(x.part[p], source + 512 * p);
     return x;
 }
 
-DEVICE Operand load_block_transposed(Self me, unsigned char* mix, MixKind kind, int i, int j) {
-        const unsigned char* source = block(mix, kind, i, j) + place_in_block(me.lane % 8 + me.lane / 16 * 8, me.lane / 8 % 2 * 8);
-    Operand x;
+DEVICE Right load_block_right(Self me, unsigned char* mix, MixKind kind, unsigned i, unsigned j) {
+    const unsigned char* source = block(mix, kind, i, j) + place_in_block(turned_row(me), turned_column(me));
+    Right x;
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) ldmatrix_x4(x.part[p], source + 512 * p);
+    return x;
+}
+
+DEVICE Left load_block_left_turned(Self me, unsigned char* mix, MixKind kind, unsigned i, unsigned j) {
+    const unsigned char* source = block(mix, kind, i, j) + place_in_block(turned_row(me), turned_column(me));
+    Left x;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) ldmatrix_x4_trans(x.part[p], source + 512 * p);
     return x;
 }
 
-DEVICE void store_block(Self me, unsigned char* mix, MixKind kind, int i, int j, const Operand& x) {
+DEVICE Right load_block_right_turned(Self me, unsigned char* mix, MixKind kind, unsigned i, unsigned j) {
+    const unsigned char* source = block(mix, kind, i, j) + place_in_block(plain_row(me), plain_column(me));
+    Right x;
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) ldmatrix_x4_trans(x.part[p], source + 512 * p);
+    return x;
+}
+
+DEVICE void store_block(Self me, unsigned char* mix, MixKind kind, unsigned i, unsigned j, const Left& x) {
     #pragma unroll
     for (int n = 0; n < 4 * PARTS; n++) {
-        int at = place_in_block(me.lane / 4 + n % 2 * 8, n / 2 % 2 * 8) + n / 4 * 512 + me.lane % 4 * 4;
+        unsigned at = place_in_block(me.lane / 4 + n % 2 * 8, n / 2 % 2 * 8) + n / 4 * 512 + me.lane % 4 * 4;
         *reinterpret_cast<unsigned*>(block(mix, kind, i, j) + at) = x.part[n / 4][n % 4];
     }
 }
 
 // Zeroes where a row sees a column that comes `gap` or more steps after it; LATER: sees only those.
-template <bool LATER = false> DEVICE void cut(Self me, Sum& sum, int gap) {
+template <bool LATER = false> DEVICE void cut(Self me, Sum& sum, unsigned gap) {
     #pragma unroll
     for (int i = 0; i < 8; i++) {
-        int row = me.lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + me.lane % 4 * 2 + i % 2;
+        unsigned row = me.lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + me.lane % 4 * 2 + i % 2;
         bool kept = LATER ? column >= row + gap : row >= column + gap;
         sum.half[i / 4][i % 4] = kept ? sum.half[i / 4][i % 4] : 0;
     }
 }
 
 // A state's 16 rows (values) from global memory in fp32, as N / 16 sums, and back.
-DEVICE void load_state(Self me, Sum (&state)[N / 16], const float* source, int value) {
+DEVICE void load_state(Self me, Sum (&state)[N / 16], const float* source, unsigned value) {
     #pragma unroll
     for (int i = 0; i < N / 4; i++) {
-        int row = value + me.lane / 4 + i % 2 * 8, column = i / 2 * 8 + me.lane % 4 * 2;
+        unsigned row = value + me.lane / 4 + i % 2 * 8, column = i / 2 * 8 + me.lane % 4 * 2;
         Pair pair = source ? *reinterpret_cast<const Pair*>(source + row * N + column) : Pair{0, 0};
         state[i / 4].half[i / 2 % 2][i % 2 * 2] = pair.x;
         state[i / 4].half[i / 2 % 2][i % 2 * 2 + 1] = pair.y;
     }
 }
 
-DEVICE void store_state(Self me, float* target, int value, const Sum (&state)[N / 16]) {
+DEVICE void store_state(Self me, float* target, unsigned value, const Sum (&state)[N / 16]) {
     #pragma unroll
     for (int i = 0; i < N / 4; i++) {
-        int row = value + me.lane / 4 + i % 2 * 8, column = i / 2 * 8 + me.lane % 4 * 2;
+        unsigned row = value + me.lane / 4 + i % 2 * 8, column = i / 2 * 8 + me.lane % 4 * 2;
         const float* pair = &state[i / 4].half[i / 2 % 2][i % 2 * 2];
         *reinterpret_cast<Pair*>(target + row * N + column) = {pair[0], pair[1]};
     }
@@ -198,8 +252,8 @@ DEVICE void decay(Self me, Sum& sum, const float* edge, int tile) {
 // Where a chunk's steps lie in the inputs (.., H, N).
 struct Steps {
     long long first;  // element of the first step's first key
-    int stride;       // elements from one step to the next, H N
-    int count;        // at most C
+    long long stride;  // elements from one step to the next, H N
+    unsigned count;   // at most C
 };
 
 // A sequence's part of the tensors: its steps, and where its states are among those that the forward keeps.
@@ -219,7 +273,7 @@ DEVICE Sequence find_sequence(int sequence, const int* cu_seqlens, int T) {
 
 DEVICE Steps find_steps(const Sequence& sequence, int start, int H, int head) {
     int left = sequence.length - start;
-    return {((sequence.first + start) * H + head) * N, H * N, left < CHUNK ? left : CHUNK};
+    return {((sequence.first + start) * H + head) * N, hide(H * N), static_cast<unsigned>(left < CHUNK ? left : CHUNK)};
 }
 
 struct Inputs {
@@ -232,45 +286,46 @@ struct Inputs {
 DEVICE void fetch(Self me, unsigned char* tile, const void* source, const Steps& steps) {
     constexpr int PIECES = N * ELEMENT / 16;  // in a row
     const unsigned char* start = static_cast<const unsigned char*>(source) + steps.first * ELEMENT;
-    int stride = hide(steps.stride);
 #pragma unroll
     for (int i = 0; i < CHUNK * PIECES / THREADS; i++) {
-        int piece = i * THREADS + me.warp * 32 + me.lane;
-        int row = piece / PIECES, column = piece % PIECES * 16 / ELEMENT;
+        unsigned piece = i * THREADS + me.warp * 32 + me.lane;
+        unsigned row = piece / PIECES, column = piece % PIECES * (16 / ELEMENT);
         bool wanted = row < steps.count;
-        const unsigned char* from = start + (wanted ? static_cast<long long>(row) * stride + column : 0) * ELEMENT;
-        int at = (column / 64 * CHUNK + row) * 128 * PARTS;
-        int within = column % 64 * ELEMENT / 16;  // pieces beyond the eighth keep their half of the row
+        const unsigned char* from = start + (wanted ? row * steps.stride + column : 0) * ELEMENT;
+        unsigned at = (column / 64 * CHUNK + row) * 128 * PARTS;
+        unsigned within = column % 64 * ELEMENT / 16;  // pieces beyond the eighth keep their half of the row
         copy_async_16_or_zero(tile + at + ((within & 8) | ((within ^ row) & 7)) * 16, from, wanted);
     }
 }
 
-// Brings rows that will be fetched later into the second-level cache.
-DEVICE void prefetch_rows(Self me, const void* source, const Steps& steps, int element) {
-    const unsigned char* start = static_cast<const unsigned char*>(source) + steps.first * element;
-    int sectors = N * element / 32;
-    for (int i = me.warp * 32 + me.lane; i < steps.count * sectors; i += THREADS) {
-        prefetch(start + static_cast<long long>(i / sectors) * steps.stride * element + i % sectors * 32);
+// Brings rows that will be fetched later into the second-level cache, 32 bytes at a time.
+template <int BYTES> DEVICE void prefetch_rows(Self me, const void* source, const Steps& steps) {
+    constexpr int SECTORS = N * BYTES / 32;  // in a row
+    const unsigned char* start = static_cast<const unsigned char*>(source) + steps.first * BYTES;
+#pragma unroll
+    for (int i = 0; i < CHUNK * SECTORS / THREADS; i++) {
+        unsigned sector = i * THREADS + me.warp * 32 + me.lane, row = sector / SECTORS;
+        if (row < steps.count) prefetch(start + row * steps.stride * BYTES + sector % SECTORS * 32);
     }
 }
 
 DEVICE void prefetch_inputs(Self me, const Inputs& inputs, const Steps& steps) {
-    prefetch_rows(me, inputs.r, steps, ELEMENT);
-    prefetch_rows(me, inputs.log_w, steps, 4);
-    prefetch_rows(me, inputs.k, steps, ELEMENT);
-    prefetch_rows(me, inputs.v, steps, ELEMENT);
-    prefetch_rows(me, inputs.a, steps, ELEMENT);
-    prefetch_rows(me, inputs.b, steps, ELEMENT);
+    prefetch_rows<ELEMENT>(me, inputs.r, steps);
+    prefetch_rows<4>(me, inputs.log_w, steps);
+    prefetch_rows<ELEMENT>(me, inputs.k, steps);
+    prefetch_rows<ELEMENT>(me, inputs.v, steps);
+    prefetch_rows<ELEMENT>(me, inputs.a, steps);
+    prefetch_rows<ELEMENT>(me, inputs.b, steps);
 }
 
 // Writes 16 steps and 16 values of an output: in 16-bit types, a lane gathers 8 values of a step.
-DEVICE void write_rows(Self me, void* target, long long first, int stride, int steps, const Sum& sum) {
-    int column = me.lane % 4;
+DEVICE void write_rows(Self me, void* target, long long first, long long stride, unsigned steps, const Sum& sum) {
+    unsigned column = me.lane % 4;
     if constexpr (INPUT == 2) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int row = me.lane / 4 + i % 2 * 8;
-            float* row_start = static_cast<float*>(target) + first + static_cast<long long>(row) * stride + i / 2 * 8;
+            unsigned row = me.lane / 4 + i % 2 * 8;
+            float* row_start = static_cast<float*>(target) + first + row * stride + i / 2 * 8;
             const float* pair = &sum.half[i / 2][i % 2 * 2];
             if (row < steps) *reinterpret_cast<Pair*>(row_start + column * 2) = {pair[0], pair[1]};
         }
@@ -292,23 +347,23 @@ DEVICE void write_rows(Self me, void* target, long long first, int stride, int s
                 pairs[i | bit] = high ? pairs[i | bit] : other;
             }
         }
-        int row = me.lane / 4 + column / 2 * 8;
-        long long at = first + static_cast<long long>(row) * stride + column % 2 * 8;
+        unsigned row = me.lane / 4 + column / 2 * 8;
+        long long at = first + row * stride + column % 2 * 8;
         if (row < steps) store_16(static_cast<unsigned short*>(target) + at, {pairs[0], pairs[1], pairs[2], pairs[3]});
     }
 }
 
 // For the elementwise work a thread has two neighbouring keys in a quarter of the chunk's steps.
-DEVICE int own_key(Self me) { return me.warp % (N / 64) * 64 + me.lane * 2; }
-DEVICE int own_quarter(Self me) { return me.warp / (N / 64); }
-DEVICE int own_row(Self me) { return own_quarter(me) * ROWS; }
+DEVICE unsigned own_key(Self me) { return me.warp % (N / 64) * 64 + me.lane * 2; }
+DEVICE unsigned own_quarter(Self me) { return me.warp / (N / 64); }
+DEVICE unsigned own_row(Self me) { return own_quarter(me) * ROWS; }
 
 // A fetched row's elements at the thread's keys.
-DEVICE Pair fetched(Self me, const unsigned char* tile, int row) {
-    int key = own_key(me);
+DEVICE Pair fetched(Self me, const unsigned char* tile, unsigned row) {
+    unsigned key = own_key(me);
     const unsigned char* line = tile + (key / 64 * CHUNK + row) * 128 * PARTS;
     if constexpr (INPUT == 2) {
-        int within = key % 64 / 4;
+        unsigned within = key % 64 / 4;
         return *reinterpret_cast<const Pair*>(line + ((within & 8) | ((within ^ row) & 7)) * 16 + key % 4 * 4);
     } else {
         unsigned pair = *reinterpret_cast<const unsigned*>(line + ((key / 8 ^ row) & 7) * 16 + key % 8 * 2);
@@ -318,7 +373,7 @@ DEVICE Pair fetched(Self me, const unsigned char* tile, int row) {
 }
 
 // An operand's elements there.
-DEVICE Pair prepared(Self me, const unsigned char* tile, int row) {
+DEVICE Pair prepared(Self me, const unsigned char* tile, unsigned row) {
     const unsigned char* at = tile + place<CHUNK>(row, own_key(me)) + own_key(me) % 8 * 2;
     Pair pair = unpack_bf16(*reinterpret_cast<const unsigned*>(at));
     if constexpr (PARTS == 2) {
@@ -328,7 +383,7 @@ DEVICE Pair prepared(Self me, const unsigned char* tile, int row) {
     return pair;
 }
 
-DEVICE void prepare(Self me, unsigned char* tile, int row, Pair pair) {
+DEVICE void prepare(Self me, unsigned char* tile, unsigned row, Pair pair) {
     unsigned char* at = tile + place<CHUNK>(row, own_key(me)) + own_key(me) % 8 * 2;
     unsigned rounded = pack_bf16(pair.x, pair.y);
     *reinterpret_cast<unsigned*>(at) = rounded;
@@ -349,14 +404,12 @@ DEVICE void convert(Self me, unsigned char* tile) {
     }
 }
 
-// log_w summed over the thread's rows so far, for its two keys.
-DEVICE void sum_decays(Self me, Pair (&sums)[ROWS], const float* log_w, const Steps& steps) {
-    Pair sum = {0, 0};
-    int stride = hide(steps.stride);
+// `sum` and log_w summed over the thread's rows so far, for its two keys.
+DEVICE void sum_decays(Self me, Pair (&sums)[ROWS], Pair sum, const float* log_w, const Steps& steps) {
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
         if (own_row(me) + i < steps.count) {
-            long long at = steps.first + static_cast<long long>(own_row(me) + i) * stride + own_key(me);
+            long long at = steps.first + (own_row(me) + i) * steps.stride + own_key(me);
             Pair w = *reinterpret_cast<const Pair*>(log_w + at);
             sum = {sum.x + w.x, sum.y + w.y};
         }
@@ -375,11 +428,11 @@ struct Chunk {
 constexpr int CHUNK_FLOATS = 6 * N;  // of quarters and edges
 
 // Inverse of I - X for X strictly lower triangular, by substitution in fp32, in place of the block.
-DEVICE void invert(Self me, unsigned char* mix, int i, const Sum& x) {
+DEVICE void invert(Self me, unsigned char* mix, unsigned i, const Sum& x) {
         float* columns = reinterpret_cast<float*>(block(mix, READ_KEYS, i, i));  // of the block pair (i, i), not yet filled
 #pragma unroll
     for (int n = 0; n < 8; n++) {
-        int row = me.lane / 4 + n % 4 / 2 * 8, column = n / 4 * 8 + me.lane % 4 * 2 + n % 2;
+        unsigned row = me.lane / 4 + n % 4 / 2 * 8, column = n / 4 * 8 + me.lane % 4 * 2 + n % 2;
         columns[column * 16 + row] = x.half[n / 4][n % 4];
     }
     warp_barrier();
@@ -413,14 +466,14 @@ DEVICE void invert(Self me, unsigned char* mix, int i, const Sum& x) {
 }
 
 // The mix of the blocks of steps i and j <= i.
-DEVICE void mix_blocks(Self me, const Chunk& chunk, int i, int j) {
+DEVICE void mix_blocks(Self me, const Chunk& chunk, unsigned i, unsigned j) {
     Sum sums[4];
 #pragma unroll
     for (int kind = 0; kind < 4; kind++) clear(sums[kind]);
 #pragma unroll
     for (int key = 0; key < N; key += 16) {
-        Operand read = load<CHUNK>(me, chunk.R, 16 * i, key), erase = load<CHUNK>(me, chunk.A, 16 * i, key);
-        Operand keys = load<CHUNK>(me, chunk.K, 16 * j, key), erased = load<CHUNK>(me, chunk.B, 16 * j, key);
+        Left read = load_left<CHUNK>(me, chunk.R, 16 * i, key), erase = load_left<CHUNK>(me, chunk.A, 16 * i, key);
+        Right keys = load_right<CHUNK>(me, chunk.K, 16 * j, key), erased = load_right<CHUNK>(me, chunk.B, 16 * j, key);
         multiply(sums[READ_KEYS], read, keys);
         multiply(sums[READ_ERASED], read, erased);
         multiply(sums[ERASE_KEYS], erase, keys);
@@ -431,11 +484,11 @@ DEVICE void mix_blocks(Self me, const Chunk& chunk, int i, int j) {
         for (int kind = 0; kind < 4; kind++) cut(me, sums[kind], kind / 2);
         invert(me, chunk.mix, i, sums[ERASE_ERASED]);
     } else {
-        store_block(me, chunk.mix, ERASE_ERASED, i, j, operand(sums[ERASE_ERASED]));
+        store_block(me, chunk.mix, ERASE_ERASED, i, j, left(sums[ERASE_ERASED]));
     }
 #pragma unroll
     for (int kind = 0; kind < 3; kind++) {
-        store_block(me, chunk.mix, static_cast<MixKind>(kind), i, j, operand(sums[kind]));
+        store_block(me, chunk.mix, static_cast<MixKind>(kind), i, j, left(sums[kind]));
     }
 }
 
@@ -453,7 +506,7 @@ DEVICE Pair open_chunk(
     fetch(me, chunk.V, inputs.v, steps);
     copy_async_commit();
     Pair sums[ROWS];
-    sum_decays(me, sums, inputs.log_w, steps);
+    sum_decays(me, sums, Pair{0, 0}, inputs.log_w, steps);
     *reinterpret_cast<Pair*>(chunk.quarters + own_quarter(me) * N + own_key(me)) = sums[ROWS - 1];
     copy_async_wait<0>();
     barrier();
@@ -474,7 +527,7 @@ DEVICE Pair open_chunk(
     Pair before = {exp_fast(start.x), exp_fast(start.y)};
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
-        int row = own_row(me) + i;
+        unsigned row = own_row(me) + i;
         Pair sum = {start.x + sums[i].x, start.y + sums[i].y};
         Pair now = {exp_fast(sum.x), exp_fast(sum.y)}, over = {exp_fast(-sum.x), exp_fast(-sum.y)};
         Pair r = fetched(me, chunk.R, row), a = fetched(me, chunk.A, row), k = fetched(me, chunk.K, row), b = fetched(me, chunk.B, row);
@@ -489,8 +542,8 @@ DEVICE Pair open_chunk(
     if (tile) convert(me, tile);
     barrier();
 
-    for (int n = me.warp; n < BLOCKS * (BLOCKS + 1) / 2; n += WARPS) {  // the diagonal first: it takes longest
-        int i = n, j = n;
+    for (unsigned n = me.warp; n < BLOCKS * (BLOCKS + 1) / 2; n += WARPS) {  // the diagonal first: it takes longest
+        unsigned i = n, j = n;
         if (n >= BLOCKS) {
             i = 1, j = n - BLOCKS;
             while (j >= i) j -= i++;
@@ -503,11 +556,10 @@ DEVICE Pair open_chunk(
 
 // u_t = S_{t-1} a_t as (values, steps), 16 values of a warp, for every block of steps: (I - A B^T) u = A S^T + A K^T v by
 // substitution. `values` are v of these values as (values, steps); `state` (values, keys) decayed to the chunk's middle.
-// After each block, keep(i, inverse, known) is called: u of the block is also inverse known^T, as (steps, values).
+// After each block, keep(i, known) is called: u of the block is also known times the inverse, transposed.
 template <class Keep>
 DEVICE void solve(
-    Self me, Operand (&erased)[BLOCKS], const Chunk& chunk, const Operand (&state)[N / 16], const Operand (&values)[BLOCKS],
-    Keep keep
+    Self me, Left (&erased)[BLOCKS], const Chunk& chunk, const Left (&state)[N / 16], const Left (&values)[BLOCKS], Keep keep
 ) {
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++) {
@@ -515,28 +567,29 @@ DEVICE void solve(
         clear(known);
         clear(sum);
 #pragma unroll
-        for (int key = 0; key < N / 16; key++) multiply(known, state[key], load<CHUNK>(me, chunk.A, 16 * i, 16 * key));
+        for (int key = 0; key < N / 16; key++) {
+            multiply(known, state[key], load_right<CHUNK>(me, chunk.A, 16 * i, 16 * key));
+        }
 #pragma unroll
-        for (int j = 0; j <= i; j++) multiply(known, values[j], load_block(me, chunk.mix, ERASE_KEYS, i, j));
+        for (int j = 0; j <= i; j++) multiply(known, values[j], load_block_right(me, chunk.mix, ERASE_KEYS, i, j));
 #pragma unroll
-        for (int j = 0; j < i; j++) multiply(known, erased[j], load_block(me, chunk.mix, ERASE_ERASED, i, j));
-        Operand inverse = load_block(me, chunk.mix, ERASE_ERASED, i, i);
-        multiply(sum, operand(known), inverse);
-        erased[i] = operand(sum);
-        keep(i, inverse, operand(known));
+        for (int j = 0; j < i; j++) multiply(known, erased[j], load_block_right(me, chunk.mix, ERASE_ERASED, i, j));
+        multiply(sum, left(known), load_block_right(me, chunk.mix, ERASE_ERASED, i, i));
+        erased[i] = left(sum);
+        keep(i, left(known));
     }
 }
 
 // The state after the chunk from the state decayed to its middle.
 DEVICE void advance(
-    Self me, Sum (&state)[N / 16], const Chunk& chunk, const Operand (&values)[BLOCKS], const Operand (&erased)[BLOCKS]
+    Self me, Sum (&state)[N / 16], const Chunk& chunk, const Left (&values)[BLOCKS], const Left (&erased)[BLOCKS]
 ) {
 #pragma unroll
     for (int key = 0; key < N / 16; key++) {
 #pragma unroll
         for (int i = 0; i < BLOCKS; i++) {
-            multiply(state[key], values[i], load_transposed<CHUNK>(me, chunk.K, 16 * i, 16 * key));
-            multiply(state[key], erased[i], load_transposed<CHUNK>(me, chunk.B, 16 * i, 16 * key));
+            multiply(state[key], values[i], load_right_turned<CHUNK>(me, chunk.K, 16 * i, 16 * key));
+            multiply(state[key], erased[i], load_right_turned<CHUNK>(me, chunk.B, 16 * i, 16 * key));
         }
         decay(me, state[key], chunk.edges + N, key);
     }

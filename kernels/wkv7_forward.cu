@@ -24,7 +24,7 @@ void wkv7_forward(
 
     int head = block_x() / SPLITS % H, number = block_x() / SPLITS / H;
     Self me = self();
-    int value = block_x() % SPLITS * VALUES + me.warp * 16;
+    unsigned value = block_x() % SPLITS * VALUES + me.warp * 16;
     bool carries = me.warp < VALUES / 16;
     Sequence sequence = find_sequence(number, cu_seqlens, T);
     long long whole = (static_cast<long long>(number) * H + head) * N * N;
@@ -42,30 +42,32 @@ void wkv7_forward(
         open_chunk(me, chunk, inputs, steps);
         me = self();
         if (carries) {
-            Operand middle[N / 16], values[BLOCKS], erased[BLOCKS];
+            Left middle[N / 16], values[BLOCKS], erased[BLOCKS];
 #pragma unroll
             for (int key = 0; key < N / 16; key++) {
                 decay(me, carried[key], chunk.edges, key);
-                middle[key] = operand(carried[key]);
+                middle[key] = left(carried[key]);
             }
 #pragma unroll
-            for (int i = 0; i < BLOCKS; i++) values[i] = load_transposed<CHUNK>(me, chunk.V, 16 * i, value);
-            solve(me, erased, chunk, middle, values, [](int, const Operand&, const Operand&) {});
+            for (int i = 0; i < BLOCKS; i++) values[i] = load_left_turned<CHUNK>(me, chunk.V, 16 * i, value);
+            solve(me, erased, chunk, middle, values, [](int, const Left&) {});
 #pragma unroll
             for (int i = 0; i < BLOCKS; i++) {
                 Sum sum;
                 clear(sum);
 #pragma unroll
                 for (int key = 0; key < N / 16; key++) {
-                    multiply(sum, load<CHUNK>(me, chunk.R, 16 * i, 16 * key), middle[key]);
+                    multiply(sum, load_left<CHUNK>(me, chunk.R, 16 * i, 16 * key), right(middle[key]));
                 }
 #pragma unroll
                 for (int j = 0; j <= i; j++) {
-                    multiply(sum, load_block(me, chunk.mix, READ_KEYS, i, j), values[j]);
-                    multiply(sum, load_block(me, chunk.mix, READ_ERASED, i, j), erased[j]);
+                    multiply(sum, load_block_left(me, chunk.mix, READ_KEYS, i, j), right(values[j]));
+                    multiply(sum, load_block_left(me, chunk.mix, READ_ERASED, i, j), right(erased[j]));
                 }
-                long long first = steps.first + static_cast<long long>(16 * i) * steps.stride + value;
-                write_rows(me, y, first, steps.stride, steps.count - 16 * i, sum);
+                if (steps.count > 16 * i) {
+                    long long first = steps.first + 16 * i * steps.stride + value;
+                    write_rows(me, y, first, steps.stride, steps.count - 16 * i, sum);
+                }
             }
             advance(me, carried, chunk, values, erased);
         }
