@@ -109,9 +109,11 @@ DEVICE Right right(const Left& x) {
 }
 
 // Matrices in shared memory: 64 columns after another, in them row by row; a row is 128 bytes, for each part. The
-// pieces of 16 bytes in a row are permuted by the row's number, so that 8 rows' pieces never meet in a bank.
-template <int TALL> DEVICE unsigned place(unsigned row, unsigned column) {
-    return (column / 64 * TALL + row) * 128 * PARTS + ((column / 8 ^ row) & 7) * 16;
+// pieces of 16 bytes in a row are permuted by the row's number, so that 8 rows' pieces never meet in a bank. `own_column`
+// (0 or 8) is added to a column that is a multiple of 16.
+template <int TALL> DEVICE unsigned place(unsigned row, unsigned column, unsigned own_column = 0) {
+    unsigned piece = (own_column / 8 ^ row) & 7;  // of the lane: apart from the column, which is often a constant
+    return (column / 64 * TALL + row) * 128 * PARTS + (piece * 16 ^ (column & 56) * 2);
 }
 
 // The places of the rows and columns that a lane names to ldmatrix for a left operand; for a right one, or the transpose
@@ -123,7 +125,7 @@ DEVICE unsigned turned_column(Self me) { return me.lane / 8 % 2 * 8; }
 
 // 16 rows and columns from (row, column) of a matrix, or their transpose.
 template <int TALL> DEVICE Left load_left(Self me, const unsigned char* matrix, unsigned row, unsigned column) {
-    const unsigned char* source = matrix + place<TALL>(row + plain_row(me), column + plain_column(me));
+    const unsigned char* source = matrix + place<TALL>(row + plain_row(me), column, plain_column(me));
     Left x;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) ldmatrix_x4(x.part[p], source + 128 * p);
@@ -131,7 +133,7 @@ template <int TALL> DEVICE Left load_left(Self me, const unsigned char* matrix, 
 }
 
 template <int TALL> DEVICE Right load_right(Self me, const unsigned char* matrix, unsigned row, unsigned column) {
-    const unsigned char* source = matrix + place<TALL>(row + turned_row(me), column + turned_column(me));
+    const unsigned char* source = matrix + place<TALL>(row + turned_row(me), column, turned_column(me));
     Right x;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) ldmatrix_x4(x.part[p], source + 128 * p);
@@ -139,7 +141,7 @@ template <int TALL> DEVICE Right load_right(Self me, const unsigned char* matrix
 }
 
 template <int TALL> DEVICE Left load_left_turned(Self me, const unsigned char* matrix, unsigned row, unsigned column) {
-    const unsigned char* source = matrix + place<TALL>(row + turned_row(me), column + turned_column(me));
+    const unsigned char* source = matrix + place<TALL>(row + turned_row(me), column, turned_column(me));
     Left x;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) ldmatrix_x4_trans(x.part[p], source + 128 * p);
@@ -147,7 +149,7 @@ template <int TALL> DEVICE Left load_left_turned(Self me, const unsigned char* m
 }
 
 template <int TALL> DEVICE Right load_right_turned(Self me, const unsigned char* matrix, unsigned row, unsigned column) {
-    const unsigned char* source = matrix + place<TALL>(row + plain_row(me), column + plain_column(me));
+    const unsigned char* source = matrix + place<TALL>(row + plain_row(me), column, plain_column(me));
     Right x;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) ldmatrix_x4_trans(x.part[p], source + 128 * p);
@@ -273,7 +275,7 @@ DEVICE Sequence find_sequence(int sequence, const int* cu_seqlens, int T) {
 
 DEVICE Steps find_steps(const Sequence& sequence, int start, int H, int head) {
     int left = sequence.length - start;
-    return {((sequence.first + start) * H + head) * N, hide(H * N), static_cast<unsigned>(left < CHUNK ? left : CHUNK)};
+    return {((sequence.first + hide(start)) * H + head) * N, hide(H * N), static_cast<unsigned>(left < CHUNK ? left : CHUNK)};
 }
 
 struct Inputs {

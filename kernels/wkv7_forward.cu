@@ -38,8 +38,8 @@ void wkv7_forward(
         if (entries && carries && start % SPAN == 0) {
             store_state(me, entries + ((sequence.entry + start / SPAN) * H + head) * N * N, value, carried);
         }
-        if (start + CHUNK < sequence.length) prefetch_inputs(me, inputs, find_steps(sequence, start + CHUNK, H, head));
-        open_chunk(me, chunk, inputs, steps);
+        if (start + CHUNK < sequence.length) prefetch_inputs(self(), inputs, find_steps(sequence, start + CHUNK, H, head));
+        open_chunk(self(), chunk, inputs, steps);
         me = self();
         if (carries) {
             Left middle[N / 16], values[BLOCKS], erased[BLOCKS];
