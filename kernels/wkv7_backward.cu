@@ -402,7 +402,7 @@ void wkv7_backward(
         for (int span = (sequence.length + SPAN - 1) / SPAN - 1; span >= 0; span--) {
             int start = span * SPAN, left = sequence.length - start;
             int count = ((left < SPAN ? left : SPAN) + CHUNK - 1) / CHUNK;
-            const float* entry = entries + ((sequence.entry + span) * H + head) * N * N;
+            const float* entry = entries + (static_cast<long long>(sequence.entry + span) * H + head) * N * N;
             if constexpr (SPAN > CHUNK) advance_span(chunk, inputs, entry, scratch, sequence, start, count, H, head);
             for (int i = count - 1; i >= 0; i--) {
                 Steps steps = find_steps(sequence, start + i * CHUNK, H, head);

@@ -260,22 +260,20 @@ struct Steps {
 
 // A sequence's part of the tensors: its steps, and where its states are among those that the forward keeps.
 struct Sequence {
-    long long first;  // step
-    int length;
-    long long entry;
+    int first, length;  // steps
+    int entry;
 };
 
 DEVICE Sequence find_sequence(int sequence, const int* cu_seqlens, int T) {
-    if (cu_seqlens == nullptr) {
-        return {static_cast<long long>(sequence) * T, T, static_cast<long long>(sequence) * ((T + SPAN - 1) / SPAN)};
-    }
+    if (cu_seqlens == nullptr) return {sequence * T, T, sequence * ((T + SPAN - 1) / SPAN)};
     int start = cu_seqlens[sequence];
     return {start, cu_seqlens[sequence + 1] - start, start / SPAN + sequence};
 }
 
 DEVICE Steps find_steps(const Sequence& sequence, int start, int H, int head) {
     int left = sequence.length - start;
-    return {((sequence.first + hide(start)) * H + head) * N, hide(H * N), static_cast<unsigned>(left < CHUNK ? left : CHUNK)};
+    long long step = sequence.first + hide(start);
+    return {(step * H + head) * N, hide(H * N), static_cast<unsigned>(left < CHUNK ? left : CHUNK)};
 }
 
 struct Inputs {

@@ -10,6 +10,45 @@ constexpr int SPLITS = N / VALUES;
 static_assert(5 * TILE + MIX + 4 * CHUNK_FLOATS == SHARED_BYTES);
 static_assert(SPAN % CHUNK == 0);
 
+// The first of the warp's 16 values.
+DEVICE unsigned own_value(Self me) { return block_x() % SPLITS * VALUES + me.warp * 16; }
+
+// Where the block's state begins among (sequences, H, N, N).
+DEVICE long long whole_state() { return static_cast<long long>(hide(block_x()) / SPLITS) * N * N; }
+
+// y of an open chunk, 16 values of it, and the state after it.
+DEVICE void read_and_advance(Self me, const Chunk& chunk, const Steps& steps, void* y, Sum (&carried)[N / 16]) {
+    unsigned value = own_value(me);
+    Left middle[N / 16], values[BLOCKS], erased[BLOCKS];
+#pragma unroll
+    for (int key = 0; key < N / 16; key++) {
+        decay(me, carried[key], chunk.edges, key);
+        middle[key] = left(carried[key]);
+    }
+#pragma unroll
+    for (int i = 0; i < BLOCKS; i++) values[i] = load_left_turned<CHUNK>(me, chunk.V, 16 * i, value);
+    solve(me, erased, chunk, middle, values, [](int, const Left&) {});
+#pragma unroll
+    for (int i = 0; i < BLOCKS; i++) {
+        Sum sum;
+        clear(sum);
+#pragma unroll
+        for (int key = 0; key < N / 16; key++) {
+            multiply(sum, load_left<CHUNK>(me, chunk.R, 16 * i, 16 * key), right(middle[key]));
+        }
+#pragma unroll
+        for (int j = 0; j <= i; j++) {
+            multiply(sum, load_block_left(me, chunk.mix, READ_KEYS, i, j), right(values[j]));
+            multiply(sum, load_block_left(me, chunk.mix, READ_ERASED, i, j), right(erased[j]));
+        }
+        if (steps.count > 16 * i) {
+            long long first = steps.first + 16 * i * steps.stride + value;
+            write_rows(me, y, first, steps.stride, steps.count - 16 * i, sum);
+        }
+    }
+    advance(me, carried, chunk, values, erased);
+}
+
 // r, k, v, a, b: (.., H, N) in INPUT's type, log_w fp32; T steps in each sequence, or from cu_seqlens[s] to [s + 1].
 // state: (sequences, H, N, N) fp32 or null; y like v; final like state; entries: the states before each SPAN, or null.
 KERNEL(THREADS, MIN_BLOCKS)
@@ -23,55 +62,24 @@ void wkv7_forward(
     chunk.edges = chunk.quarters + 4 * N;
 
     int head = block_x() / SPLITS % H, number = block_x() / SPLITS / H;
-    Self me = self();
-    unsigned value = block_x() % SPLITS * VALUES + me.warp * 16;
-    bool carries = me.warp < VALUES / 16;
     Sequence sequence = find_sequence(number, cu_seqlens, T);
-    long long whole = (static_cast<long long>(number) * H + head) * N * N;
     Inputs inputs = {r, log_w, k, v, a, b};
+    bool carries = VALUES == N || self().warp < VALUES / 16;
     Sum carried[N / 16];
-    if (carries) load_state(me, carried, state ? state + whole : nullptr, value);
+    if (carries) load_state(self(), carried, state ? state + whole_state() : nullptr, own_value(self()));
 
     for (int start = 0; start < sequence.length; start += CHUNK) {
-        me = self();
-        Steps steps = find_steps(sequence, start, H, head);
         if (entries && carries && start % SPAN == 0) {
-            store_state(me, entries + ((sequence.entry + start / SPAN) * H + head) * N * N, value, carried);
+            float* entry = entries + (static_cast<long long>(sequence.entry + start / SPAN) * H + head) * N * N;
+            store_state(self(), entry, own_value(self()), carried);
         }
-        if (start + CHUNK < sequence.length) prefetch_inputs(self(), inputs, find_steps(sequence, start + CHUNK, H, head));
+        if (start + CHUNK < sequence.length) {
+            prefetch_inputs(self(), inputs, find_steps(sequence, start + CHUNK, H, head));
+        }
+        Steps steps = find_steps(sequence, start, H, head);
         open_chunk(self(), chunk, inputs, steps);
-        me = self();
-        if (carries) {
-            Left middle[N / 16], values[BLOCKS], erased[BLOCKS];
-#pragma unroll
-            for (int key = 0; key < N / 16; key++) {
-                decay(me, carried[key], chunk.edges, key);
-                middle[key] = left(carried[key]);
-            }
-#pragma unroll
-            for (int i = 0; i < BLOCKS; i++) values[i] = load_left_turned<CHUNK>(me, chunk.V, 16 * i, value);
-            solve(me, erased, chunk, middle, values, [](int, const Left&) {});
-#pragma unroll
-            for (int i = 0; i < BLOCKS; i++) {
-                Sum sum;
-                clear(sum);
-#pragma unroll
-                for (int key = 0; key < N / 16; key++) {
-                    multiply(sum, load_left<CHUNK>(me, chunk.R, 16 * i, 16 * key), right(middle[key]));
-                }
-#pragma unroll
-                for (int j = 0; j <= i; j++) {
-                    multiply(sum, load_block_left(me, chunk.mix, READ_KEYS, i, j), right(values[j]));
-                    multiply(sum, load_block_left(me, chunk.mix, READ_ERASED, i, j), right(erased[j]));
-                }
-                if (steps.count > 16 * i) {
-                    long long first = steps.first + 16 * i * steps.stride + value;
-                    write_rows(me, y, first, steps.stride, steps.count - 16 * i, sum);
-                }
-            }
-            advance(me, carried, chunk, values, erased);
-        }
+        if (carries) read_and_advance(self(), chunk, steps, y, carried);
         barrier();
     }
-    if (carries) store_state(me, final + whole, value, carried);
+    if (carries) store_state(self(), final + whole_state(), own_value(self()), carried);
 }
