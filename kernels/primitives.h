@@ -135,6 +135,16 @@ DEVICE Vector4 load_16_streaming(const void* global) {
     return v;
 }
 
+// Asks for the 32 bytes around an address in the second-level cache.
+DEVICE void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" : : "l"(global)); }
+
+// The same number, of which the compiler no longer knows where it came from: what is computed from it again is computed
+// again, where keeping the results would take registers.
+template <class T> DEVICE T hide(T x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // To global or shared memory.
 DEVICE void store_16(void* place, Vector4 v) { *static_cast<Vector4*>(place) = v; }
 

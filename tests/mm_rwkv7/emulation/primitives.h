@@ -142,6 +142,10 @@ DEVICE Vector4 load_16_streaming(const void* global, emulation::Where where = em
     return *static_cast<const Vector4*>(global);
 }
 
+DEVICE void prefetch(const void*) {}
+
+template <class T> DEVICE T hide(T x) { return x; }
+
 DEVICE void store_16(void* place, Vector4 v, emulation::Where where = emulation::Where::current()) {
     emulation::aligned_16(place, "store_16: the address is not a multiple of 16", where);
     *static_cast<Vector4*>(place) = v;
