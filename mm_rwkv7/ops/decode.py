@@ -81,7 +81,7 @@ class _Model(ctypes.Structure):
         *((name, ctypes.c_int32) for name in _SIZES),
         ("iclr_multiplier", ctypes.c_float),
         ("eps", ctypes.c_float),
-        ("tensors", ctypes.POINTER(_Tensor)),
+        ("tensors", ctypes.c_void_p),
     )
 
 
@@ -102,11 +102,12 @@ class CompiledStep:
     ) -> None:
         self._library = load("decode")
         self._sizes = sizes
-        self._kept = (weights, head)  # the memory that the pointers below lead to
         self._head = _Tensor.of(head)
         self._rows = len(head.data)
         tensors = (_Tensor * len(weights))(*map(_Tensor.of, weights))
-        self._model = _Model(*(sizes[name] for name in _SIZES), iclr_multiplier, eps, tensors)
+        numbers = (*(sizes[name] for name in _SIZES), iclr_multiplier, eps)
+        self._model = _Model(*numbers, ctypes.addressof(tensors))
+        self._kept = (weights, head, tensors)  # what the pointers lead to
 
     def __call__(self, x: Tensor, layers: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor]:
         """x (B <= 8, D); each layer's wkv (B, H, N, N) and shifts (B, D). -> hidden (B, D), wkv (L, B, H, N, N) and
