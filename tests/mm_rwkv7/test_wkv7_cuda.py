@@ -190,7 +190,7 @@ def test_any_shape(launcher: Launcher, number: int, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(60))
+@pytest.mark.parametrize("number", range(24))
 def test_many_shapes(launcher: Launcher, number: int, seed: int) -> None:
     fuzz(launcher, seed, (64, 128)[number % 2], (BF16, FP16, FP32)[number % 3])
 
@@ -205,7 +205,7 @@ def test_no_step_at_all_returns_the_state(launcher: Launcher, seed: int) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitize", ["thread", "address"])
-@pytest.mark.parametrize(("size", "dtype"), [(64, BF16), (64, FP16), (64, FP32), (128, BF16), (128, FP32)])
+@pytest.mark.parametrize(("size", "dtype"), [(64, BF16), (64, FP32), (128, BF16)])
 def test_no_barrier_is_missing_and_no_access_outside(sanitize: str, size: int, dtype: torch.dtype, seed: int) -> None:
     lengths = (size + 10, 0, 1)
     given = model_inputs(seed, B=1, T=sum(lengths), H=2, N=size, dtype=dtype)
