@@ -1,13 +1,14 @@
 // WKV-7 backward, a chunk at a time on tensor cores, from the states that the forward kept: see wkv7_chunk.h.
 //
-// A block of threads takes one head of one sequence, from the last span to the first. Each of its N / 16 warps carries 16
-// rows (values) of the state's gradient in registers, in fp32, as the forward carries the state. Where a span is more than
-// one chunk, a forward pass over the span comes first and leaves the state before each chunk in `scratch`.
+// A block of threads takes one head of one sequence, from the last span to the first. Each of its N / 16 warps carries
+// 16 rows (values) of the state's gradient in registers, in fp32, as the forward carries the state. Where a span is
+// more than one chunk, a forward pass over the span comes first and leaves the state before each chunk in `scratch`.
 //
-// In a chunk, a warp first finds its 16 values' part of u and of the gradients of y's and u's sums: rows of U and dZ, all
-// steps. After a barrier, each warp takes 16 steps and some keys instead, and gathers the gradients of r, a, k and b:
-// those of r and a from the state before the chunk and what was written in it up to the step, those of k and b from the
-// gradient of the state after the chunk and what was read in it from the step on: the same sums with the roles exchanged.
+// In a chunk, a warp first finds its 16 values' part of u and of the gradients of y's and u's sums: rows of U and dZ,
+// all steps. After a barrier, each warp takes 16 steps and some keys instead, and gathers the gradients of r, a, k and
+// b: those of r and a from the state before the chunk and what was written in it up to the step, those of k and b from
+// the gradient of the state after the chunk and what was read in it from the step on: the same sums with the roles
+// exchanged.
 //
 // The gradient of log_w needs no products of its own. With x dx for the gradient of the logarithm of x, a step's is the
 // one of the chunk's first state, plus k dk + b db - r dr - a da of the steps before it, less its own a da. The factors
@@ -79,7 +80,9 @@ template <bool LATER> DEVICE void gather_steps(Self me, Gathered& sums, const Si
         }
         if (own == other) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) cut<LATER>(me, mixed[i / 2][i % 2], LATER ? i % 2 : i / 2);  // a reads before its step
+            for (int i = 0; i < 4; i++) {
+                cut<LATER>(me, mixed[i / 2][i % 2], LATER ? i % 2 : i / 2);  // a reads before its step
+            }
         }
         Left mix[4];
 #pragma unroll
@@ -111,7 +114,8 @@ DEVICE void put(Self me, float* stage, const Sum (&sums)[KEYS / 16]) {
         stage_barrier();
 #pragma unroll
     for (int i = 0; i < KEYS / 4; i++) {
-        unsigned row = 16 * gathered_block(me) + me.lane / 4 + i % 2 * 8, key = gathered_key(me) + i / 2 * 8 + me.lane % 4 * 2;
+        unsigned row = 16 * gathered_block(me) + me.lane / 4 + i % 2 * 8;
+        unsigned key = gathered_key(me) + i / 2 * 8 + me.lane % 4 * 2;
         const float* pair = &sums[i / 4].half[i / 2 % 2][i % 2 * 2];
         staged(stage, row, key) = {pair[0], pair[1]};
     }
@@ -130,8 +134,8 @@ DEVICE void write_pair(void* target, long long at, Pair pair) {
 // Writes a gradient of a chunk: what was gathered, times the factor between the input and the tile made from it, which
 // is e^(sign * logarithm). Subtracts sign * tile * gathered from `flow`.
 DEVICE void write_gathered(
-    Self me, void* target, const Both& chunk, const Steps& steps, const Sum (&sums)[KEYS / 16], const unsigned char* tile,
-    const Pair (&logarithms)[ROWS], float sign, Pair (&flow)[ROWS]
+    Self me, void* target, const Both& chunk, const Steps& steps, const Sum (&sums)[KEYS / 16],
+    const unsigned char* tile, const Pair (&logarithms)[ROWS], float sign, Pair (&flow)[ROWS]
 ) {
     put(me, chunk.stage, sums);
 #pragma unroll
@@ -255,7 +259,9 @@ DEVICE void differentiate(
     for (unsigned slice = 0; slice < N; slice += SLICE) {
         if (value / SLICE * SLICE == slice) {
 #pragma unroll
-            for (int key = 0; key < N / 16; key++) store<SLICE>(me, chunk.after, value - slice, 16 * key, left(carried[key]));
+            for (int key = 0; key < N / 16; key++) {
+                store<SLICE>(me, chunk.after, value - slice, 16 * key, left(carried[key]));
+            }
 #pragma unroll
             for (int i = 0; i < BLOCKS; i++) {
                 Left d_y_values = load_left_turned<CHUNK>(me, chunk.DY, 16 * i, value);
@@ -339,8 +345,8 @@ DEVICE void differentiate(
 
 // The states before the second and later chunks of a span of `count` chunks, into scratch.
 DEVICE void advance_span(
-    Both& chunk, const Inputs& inputs, const float* entry, float* scratch, const Sequence& sequence, int start, int count,
-    int H, int head
+    Both& chunk, const Inputs& inputs, const float* entry, float* scratch, const Sequence& sequence, int start,
+    int count, int H, int head
 ) {
     Sum state[N / 16];
     load_state(self(), state, entry, self().warp * 16);
@@ -363,8 +369,8 @@ DEVICE void advance_span(
     }
 }
 
-// As in wkv7_forward; d_y like y, d_final like final or null, gradients like their inputs, d_state fp32.
-// items: sequences x H, which the blocks share. scratch: (blocks, SPAN / CHUNK - 1, N, N) fp32, null where that is none.
+// As in wkv7_forward; d_y like y, d_final like final or null, gradients like their inputs, d_state fp32. items:
+// sequences x H, which the blocks share. scratch: (blocks, SPAN / CHUNK - 1, N, N) fp32, null where that is none.
 KERNEL(THREADS, MIN_BLOCKS)
 void wkv7_backward(
     const void* r, const float* log_w, const void* k, const void* v, const void* a, const void* b, const float* entries,

@@ -1,17 +1,18 @@
 // What the forward and the backward of WKV-7 share: a chunk of steps as matrix products on tensor cores.
 //
 // N head size, C steps in a chunk (CHUNK), a block of 16 steps is what one tensor-core operand holds (BLOCKS = C / 16).
-// kernels/README.md has the formulas. In brief, with P_t the product of the decays of the chunk up to step t, divided by
-// that up to the chunk's middle, a chunk is opened by computing, in shared memory as bf16 (C, N),
+// kernels/README.md has the formulas. In brief, with P_t the product of the decays of the chunk up to step t, divided
+// by that up to the chunk's middle, a chunk is opened by computing, in shared memory as bf16 (C, N),
 //
 //     R = r P_t    A = a P_{t-1}    K = k / P_t    B = b / P_t
 //
 // and the lower triangles of  R K^T, R B^T, A K^T  and  A B^T  (the `mix`), whose diagonal blocks of A B^T are replaced
 // by (I - A B^T)^-1. After that, decay is nowhere but at the chunk's two ends (`edges`).
 //
-// Every product here is X Y^T of two operands of 16 rows and 16 columns that lie in registers in one and the same way.
-// So a sum can be the next product's left or right operand with nothing moved, and a matrix read from shared memory can
-// be either, itself or transposed. With fp32 inputs an operand is a sum of two bf16 numbers, and a product three.
+// Every product here is X Y^T of two operands of 16 rows and 16 columns. A sum lies over the lanes as operands do: it is
+// the next product's left operand once rounded, or its right one with two registers exchanged, and a matrix in shared
+// memory can be read as either, itself or transposed. With fp32 inputs an operand is a sum of two bf16 numbers, and a
+// product three.
 //
 // Defined by the host: HEAD_SIZE (64 or 128), CHUNK (16, 32 or 64), INPUT (0 bf16, 1 fp16, 2 fp32), SHARED_BYTES.
 
@@ -49,9 +50,9 @@ struct alignas(16) Quad {
     float at[4];
 };
 
-// 16 x 16 operands. With g = lane / 4 and c = 2 (lane % 4), part[..][i] of a left one holds the columns c and c + 1, plus
-// 8 for i = 2 and 3, of row g, plus 8 for i = 1 and 3. A right one has the middle two exchanged: the tensor cores want
-// neighbouring registers.
+// 16 x 16 operands. With g = lane / 4 and c = 2 (lane % 4), part[..][i] of a left one holds the columns c and c + 1,
+// plus 8 for i = 2 and 3, of row g, plus 8 for i = 1 and 3. A right one has the middle two exchanged: the tensor cores
+// want neighbouring registers.
 struct Left {
     unsigned part[PARTS][4];
 };
@@ -109,15 +110,15 @@ DEVICE Right right(const Left& x) {
 }
 
 // Matrices in shared memory: 64 columns after another, in them row by row; a row is 128 bytes, for each part. The
-// pieces of 16 bytes in a row are permuted by the row's number, so that 8 rows' pieces never meet in a bank. `own_column`
-// (0 or 8) is added to a column that is a multiple of 16.
+// pieces of 16 bytes in a row are permuted by the row's number, so that 8 rows' pieces never meet in a bank.
+// `own_column` (0 or 8) is added to a column that is a multiple of 16.
 template <int TALL> DEVICE unsigned place(unsigned row, unsigned column, unsigned own_column = 0) {
     unsigned piece = (own_column / 8 ^ row) & 7;  // of the lane: apart from the column, which is often a constant
     return (column / 64 * TALL + row) * 128 * PARTS + (piece * 16 ^ (column & 56) * 2);
 }
 
-// The places of the rows and columns that a lane names to ldmatrix for a left operand; for a right one, or the transpose
-// of a left one, rows and columns change roles.
+// The places of the rows and columns that a lane names to ldmatrix for a left operand; for a right one, or the
+// transpose of a left one, rows and columns change roles.
 DEVICE unsigned plain_row(Self me) { return me.lane % 16; }
 DEVICE unsigned plain_column(Self me) { return me.lane / 16 * 8; }
 DEVICE unsigned turned_row(Self me) { return me.lane % 8 + me.lane / 16 * 8; }
@@ -148,7 +149,8 @@ template <int TALL> DEVICE Left load_left_turned(Self me, const unsigned char* m
     return x;
 }
 
-template <int TALL> DEVICE Right load_right_turned(Self me, const unsigned char* matrix, unsigned row, unsigned column) {
+template <int TALL>
+DEVICE Right load_right_turned(Self me, const unsigned char* matrix, unsigned row, unsigned column) {
     const unsigned char* source = matrix + place<TALL>(row + plain_row(me), column, plain_column(me));
     Right x;
 #pragma unroll
@@ -368,7 +370,8 @@ DEVICE Pair fetched(Self me, const unsigned char* tile, unsigned row) {
     } else {
         unsigned pair = *reinterpret_cast<const unsigned*>(line + ((key / 8 ^ row) & 7) * 16 + key % 8 * 2);
         if constexpr (INPUT == 0) return unpack_bf16(pair);
-        return {half_to_float(static_cast<unsigned short>(pair)), half_to_float(static_cast<unsigned short>(pair >> 16))};
+        unsigned short low = static_cast<unsigned short>(pair), high = static_cast<unsigned short>(pair >> 16);
+        return {half_to_float(low), half_to_float(high)};
     }
 }
 
@@ -429,7 +432,7 @@ constexpr int CHUNK_FLOATS = 6 * N;  // of quarters and edges
 
 // Inverse of I - X for X strictly lower triangular, by substitution in fp32, in place of the block.
 DEVICE void invert(Self me, unsigned char* mix, unsigned i, const Sum& x) {
-        float* columns = reinterpret_cast<float*>(block(mix, READ_KEYS, i, i));  // of the block pair (i, i), not yet filled
+        float* columns = reinterpret_cast<float*>(block(mix, READ_KEYS, i, i));  // not filled yet
 #pragma unroll
     for (int n = 0; n < 8; n++) {
         unsigned row = me.lane / 4 + n % 4 / 2 * 8, column = n / 4 * 8 + me.lane % 4 * 2 + n % 2;
@@ -530,7 +533,8 @@ DEVICE Pair open_chunk(
         unsigned row = own_row(me) + i;
         Pair sum = {start.x + sums[i].x, start.y + sums[i].y};
         Pair now = {exp_fast(sum.x), exp_fast(sum.y)}, over = {exp_fast(-sum.x), exp_fast(-sum.y)};
-        Pair r = fetched(me, chunk.R, row), a = fetched(me, chunk.A, row), k = fetched(me, chunk.K, row), b = fetched(me, chunk.B, row);
+        Pair r = fetched(me, chunk.R, row), a = fetched(me, chunk.A, row);
+        Pair k = fetched(me, chunk.K, row), b = fetched(me, chunk.B, row);
         if constexpr (PARTS == 2) warp_barrier();  // a row's parts lie where the row itself lay
         prepare(me, chunk.R, row, {r.x * now.x, r.y * now.y});
         prepare(me, chunk.A, row, {a.x * before.x, a.y * before.y});
@@ -554,12 +558,13 @@ DEVICE Pair open_chunk(
     return start;
 }
 
-// u_t = S_{t-1} a_t as (values, steps), 16 values of a warp, for every block of steps: (I - A B^T) u = A S^T + A K^T v by
-// substitution. `values` are v of these values as (values, steps); `state` (values, keys) decayed to the chunk's middle.
-// After each block, keep(i, known) is called: u of the block is also known times the inverse, transposed.
+// u_t = S_{t-1} a_t as (values, steps), 16 values of a warp, for every block of steps: (I - A B^T) u = A S^T + A K^T v
+// by substitution. `values` are v of these values as (values, steps); `state` (values, keys) decayed to the chunk's
+// middle. After each block, keep(i, known) is called: u of the block is also known times the inverse, transposed.
 template <class Keep>
 DEVICE void solve(
-    Self me, Left (&erased)[BLOCKS], const Chunk& chunk, const Left (&state)[N / 16], const Left (&values)[BLOCKS], Keep keep
+    Self me, Left (&erased)[BLOCKS], const Chunk& chunk, const Left (&state)[N / 16], const Left (&values)[BLOCKS],
+    Keep keep
 ) {
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++) {

@@ -1,7 +1,8 @@
 // WKV-7 forward for training and prefill, a chunk at a time on tensor cores: see wkv7_chunk.h.
 //
-// A block of threads takes one head of one sequence, and VALUES of its N values: rows of the state do not meet. All warps
-// open a chunk together; then each of VALUES / 16 warps carries 16 rows of the state through it in registers, in fp32.
+// A block of threads takes one head of one sequence, and VALUES of its N values: rows of the state do not meet. All
+// warps open a chunk together; then each of VALUES / 16 warps carries 16 rows of the state through it in registers, in
+// fp32.
 
 #include "wkv7_chunk.h"
 

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .cuda_inputs import FORMATS, aligned, count_sequences
+from .entries import entry_rows, span_of
 from .kernel import Kernel, Launcher
 from .sequences import Inputs
 
 KEYS = 8  # of a row, in one thread
 TILE = 8  # steps in shared memory at a time; the backward keeps a state after each
-FORMATS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 
 
 def supports(inputs: Inputs) -> bool:
@@ -39,11 +40,6 @@ def is_faster(steps: int) -> bool:
     return steps <= 8
 
 
-def span_of(size: int) -> int:
-    """Steps between saved states, for a head size."""
-    return 64 if size <= 64 else 128
-
-
 def forward(
     launcher: Launcher, inputs: Inputs, state: Tensor | None, cu_seqlens: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,11 +49,11 @@ def forward(
     (S + 1,) int32 on the inputs' device, for B = 1, or none: then S = B.
     """
     r, log_w, k, v, a, b = (aligned(x) for x in inputs)
-    _, time, heads, size = r.shape
+    batch, time, heads, size = r.shape
     sequences = count_sequences(r, cu_seqlens)
     y = torch.empty_like(v)
     last = log_w.new_empty(sequences, heads, size, size)
-    rows = entry_rows(time, sequences, size, cu_seqlens) if keep else 0
+    rows = entry_rows(batch, time, size, None if cu_seqlens is None else sequences) if keep else 0
     entries = log_w.new_empty(rows, heads, size, size)
     given = None if state is None else aligned(state)
     kernel, parts = _forward_kernel(size, r.dtype, sequences * heads, launcher.processors)
@@ -104,21 +100,6 @@ def all_kernels() -> Iterator[Kernel]:
             for heads in (1, 1 << 20):  # few and many
                 yield _forward_kernel(size, dtype, heads, 1024)[0]
                 yield _backward_kernel(size, dtype, heads, 1024)[0]
-
-
-def aligned(x: Tensor) -> Tensor:
-    """The same numbers, contiguous, from an address that 16 bytes can be loaded from at once."""
-    x = x.contiguous()
-    return x if x.data_ptr() % 16 == 0 else x.clone()
-
-
-def count_sequences(r: Tensor, cu_seqlens: Tensor | None) -> int:
-    return len(r) if cu_seqlens is None else len(cu_seqlens) - 1
-
-
-def entry_rows(time: int, sequences: int, size: int, cu_seqlens: Tensor | None) -> int:
-    span = span_of(size)
-    return sequences * -(-time // span) if cu_seqlens is None else time // span + sequences
 
 
 def _lanes(size: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .cuda_recurrent import FORMATS, aligned
+from .cuda_inputs import FORMATS, aligned
 from .kernel import Kernel, Launcher
 from .sequences import Inputs
 
