@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mm_rwkv7.decode import Stepper, stepper
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.sampling import Sampler
 from mm_rwkv7.state import State
@@ -67,10 +68,12 @@ class Decoder:
         sampler: Sampler,
         stop: Sequence[str],
         limit: int,
+        step: Stepper | None = None,
     ) -> None:
         self.model, self.tokenizer, self.sampler = model, tokenizer, sampler
         self.hidden, self.state = hidden, state
         self.stop, self.limit = tuple(stop), limit
+        self.step = step or stepper(model.lm)
         self.tokens: list[int] = []
         self.finish_reason = "cancelled"
 
@@ -100,11 +103,12 @@ class Decoder:
 
     @torch.no_grad()
     def _step(self) -> int:
-        logits = self.model.lm.head(self.hidden)[0].float()
+        logits = self.step.logits(self.hidden)[0]
         logits[list(self.tokenizer.unwritable)] = -torch.inf
         token = self.sampler(logits)
         self.tokens.append(token)
-        self.hidden, self.state = prefill(self.model, torch.tensor([[token]], device=logits.device), self.state)
+        x = self.model.lm.embed(torch.tensor([token], device=logits.device))
+        self.hidden, self.state = self.step(x, self.state)
         return token
 
     def _possible_stop(self, text: str) -> int:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from encoders.protocol import move
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
+from mm_rwkv7.decode import Stepper, stepper
 from mm_rwkv7.generate import Decoder, prefill
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
@@ -139,6 +141,10 @@ class Pipeline:
         tensors = self.model.state_dict() if self.opened is None else self.opened.tensors
         return checkpoint.fingerprint(self.model.config, tensors.items())
 
+    @cached_property
+    def _stepper(self) -> Stepper:
+        return stepper(self.model.lm)
+
     @property
     def device(self) -> torch.device:
         return self.model.lm.emb.weight.device
@@ -246,7 +252,8 @@ class Pipeline:
             prefilled = self._clock()
             sampler = Sampler(sampling, self.tokenizer.size, self.device)
             limit = sampling.max_new_tokens or self.model.config.max_new_tokens
-            decoder = Decoder(self.model, self.tokenizer, hidden, read, sampler, (*stop, *sampling.stop), limit)
+            stops = (*stop, *sampling.stop)
+            decoder = Decoder(self.model, self.tokenizer, hidden, read, sampler, stops, limit, self._stepper)
             text, first, decode_s = "", None, 0.0
             pieces = iter(decoder)
             while not stream.closed:

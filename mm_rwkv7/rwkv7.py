@@ -274,7 +274,7 @@ class RWKV7(nn.Module):
         if state is None:
             state = self.initial_state(x.shape[0])
         else:
-            self._check(state, x.shape[0])
+            self.check_state(state, x.shape[0])
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
             raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected torch.bool {tuple(x.shape[:2])}")
         neighbours = None if mask is None else Neighbours.of(mask)
@@ -286,7 +286,8 @@ class RWKV7(nn.Module):
             layers.append(layer_state)
         return self.ln_out(x), State(tuple(layers), state.tokens_seen + x.shape[1], model=state.model)
 
-    def _check(self, state: State, batch: int) -> None:
+    def check_state(self, state: State, batch: int) -> None:
+        """ValueError unless `state` is one of `batch` rows of a model of this size."""
         config = self.config
         expected = (batch, config.heads, config.head_size, config.head_size)
         shapes = {tuple(layer.wkv.shape) for layer in state.layers}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Argument = Tensor | int | float | None
@@ -24,8 +25,9 @@ class Kernel:
 
 
 class Launcher(Protocol):
-    """Runs kernels in order on the current stream of the tensors' device."""
+    """Runs kernels in order on the current stream of its device."""
 
+    device: torch.device  # of the tensors it takes
     processors: int  # streaming multiprocessors
     capability: tuple[int, int]
 

@@ -1,0 +1,75 @@
+"""One token at a time: what `generate` calls for every token that it writes.
+
+B rows (texts that are written side by side), D width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mm_rwkv7.cpu_decode import CpuStepper
+from mm_rwkv7.rwkv7 import RWKV7
+from mm_rwkv7.state import State
+
+
+class Stepper(Protocol):
+    """One model's decoding, without gradients. It reads the model's weights where they lie, so it sees every change
+    of them, and it may be used for as many texts as one likes."""
+
+    def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """x (B, D) as `RWKV7.embed` gives it -> (what the head reads (B, D) as `RWKV7.hidden` gives it, a new state).
+        The given state stays as it is."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (B, D) as a step gives it -> (B, V) fp32."""
+
+
+def stepper(lm: RWKV7) -> Stepper:
+    """The fastest way to decode with `lm` wherever it is, also after its weights were changed, cast or moved. Whoever
+    replaces a module of `lm` asks for another one."""
+    return _Following(lm)
+
+
+@dataclass(frozen=True)
+class ModuleStepper:
+    """The portable path: the modules themselves, with a time of one."""
+
+    lm: RWKV7
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        hidden, state = self.lm.hidden(x[:, None], state)
+        return hidden[:, 0], state
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.lm.head(hidden)
+        return found.float()
+
+
+class _Following:
+    """Chooses anew when a parameter or buffer lies elsewhere than before."""
+
+    def __init__(self, lm: RWKV7) -> None:
+        self._lm = lm
+        self._portable = ModuleStepper(lm)
+        modules = lm.modules() if isinstance(lm, RWKV7) else ()
+        self._holders = [holder for module in modules for holder in (module._parameters, module._buffers) if holder]
+        self._places: list[int] = []
+        self._compiled: CpuStepper | None = None
+
+    def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return self._current(x)(x, state)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self._current(hidden).logits(hidden)
+
+    def _current(self, rows: Tensor) -> Stepper:
+        places = [tensor.data_ptr() for holder in self._holders for tensor in holder.values() if tensor is not None]
+        if places != self._places:
+            self._compiled, self._places = CpuStepper.of(self._lm), places
+        if self._compiled is None or len(rows) > self._compiled.rows:
+            return self._portable  # matrix products are as good for many rows
+        return self._compiled

@@ -1,0 +1,136 @@
+"""`kernels/decode.c` from Python: a whole model's step, and one product, on the CPU.
+
+B rows, D width, L layers, H heads, N head size, V vocabulary.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .compiler import load
+
+ROWS = 8  # at most, in one call
+GROUP = 64  # weights of an int8 row that share a scale
+LAYER_TENSORS = (
+    "ln1.weight ln1.bias time_mix.x_r time_mix.x_w time_mix.x_k time_mix.x_v time_mix.x_a time_mix.x_g "
+    "time_mix.receptance time_mix.key time_mix.value time_mix.output time_mix.w0 time_mix.w1 time_mix.w2 "
+    "time_mix.a0 time_mix.a1 time_mix.a2 time_mix.v0 time_mix.v1 time_mix.v2 time_mix.g1 time_mix.g2 "
+    "time_mix.k_k time_mix.k_a time_mix.r_k time_mix.ln_x.weight time_mix.ln_x.bias ln2.weight ln2.bias "
+    "channel_mix.x_k channel_mix.key channel_mix.value"
+).split()
+AROUND_TENSORS = ("ln0.weight", "ln0.bias", "ln_out.weight", "ln_out.bias")
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A contiguous CPU tensor in fp32, bf16 or fp16; or int8 (rows, columns filled up with zeros to a multiple of 64)
+    with the bits of bf16 scales (rows, columns / 64)."""
+
+    data: Tensor
+    scales: Tensor | None = None
+
+    @property
+    def is_readable(self) -> bool:
+        tensors = [self.data] if self.scales is None else [self.data, self.scales]
+        return self.data.dtype in _TYPES and all(t.device.type == "cpu" and t.is_contiguous() for t in tensors)
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    )
+
+    @classmethod
+    def of(cls, weight: Weight | None) -> "_Tensor":
+        if weight is None:
+            return cls()
+        scales = None if weight.scales is None else weight.scales.data_ptr()
+        return cls(weight.data.data_ptr(), scales, _TYPES[weight.data.dtype])
+
+
+_SIZES = ("layers", "width", "heads", "hidden", "decay_rank", "iclr_rank", "value_rank", "gate_rank")
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in _SIZES),
+        ("iclr_multiplier", ctypes.c_float),
+        ("eps", ctypes.c_float),
+        ("tensors", ctypes.POINTER(_Tensor)),
+    )
+
+
+class CompiledStep:
+    """One step of one model, over weights that must stay where they are. NoKernelError where nothing can be compiled.
+
+    `sizes` has the layers, width, heads, hidden and ranks by name; `weights` are those of LAYER_TENSORS for each layer
+    (None for the value residual that the first has not) and of AROUND_TENSORS; `head` is (V, D).
+    """
+
+    def __init__(
+        self,
+        sizes: dict[str, int],
+        iclr_multiplier: float,
+        eps: float,
+        weights: Sequence[Weight | None],
+        head: Weight,
+    ) -> None:
+        self._library = load("decode")
+        self._sizes = sizes
+        self._kept = (weights, head)  # the memory that the pointers below lead to
+        self._head = _Tensor.of(head)
+        self._rows = len(head.data)
+        tensors = (_Tensor * len(weights))(*map(_Tensor.of, weights))
+        self._model = _Model(*(sizes[name] for name in _SIZES), iclr_multiplier, eps, tensors)
+
+    def __call__(self, x: Tensor, layers: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B <= 8, D); each layer's wkv (B, H, N, N) and shifts (B, D). -> hidden (B, D), wkv (L, B, H, N, N) and
+        shifts (L, 2, B, D) after the step, all new and fp32."""
+        x = _plain(x)
+        before = [_plain(tensor) for layer in layers for tensor in layer]
+        pointers = (ctypes.c_void_p * len(before))(*[tensor.data_ptr() for tensor in before])
+        wkv = torch.empty(len(layers), *layers[0][0].shape)
+        shifts = torch.empty(len(layers), 2, *x.shape)
+        hidden = torch.empty(x.shape)
+        failed = self._library.decode_step(
+            ctypes.byref(self._model),
+            len(x),
+            torch.get_num_threads(),
+            ctypes.c_void_p(x.data_ptr()),
+            pointers,
+            ctypes.c_void_p(wkv.data_ptr()),
+            ctypes.c_void_p(shifts.data_ptr()),
+            ctypes.c_void_p(hidden.data_ptr()),
+        )
+        if failed:
+            raise MemoryError(f"no memory for a step of {len(x)} rows of width {x.shape[1]}")
+        return hidden, wkv, shifts
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (B <= 8, D) -> (B, V) fp32."""
+        hidden = _plain(hidden)
+        out = torch.empty(len(hidden), self._rows)
+        failed = self._library.decode_product(
+            ctypes.byref(self._head),
+            self._rows,
+            hidden.shape[1],
+            len(hidden),
+            torch.get_num_threads(),
+            ctypes.c_void_p(hidden.data_ptr()),
+            ctypes.c_void_p(out.data_ptr()),
+        )
+        if failed:
+            raise MemoryError(f"no memory for the head's product of {len(hidden)} rows")
+        return out
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """As the kernel reads it."""
+    return tensor.detach().to(torch.float32).contiguous()
