@@ -23,6 +23,10 @@ from mm_rwkv7.state_pool import StatePool
 Run = Callable[[], Tensor]  # does the same with the same memory every time
 Capture = Callable[[Run], Run]
 LOW_RANK = "wagv"  # decay, iclr, gate, value residual, as their parameters are called
+LINEARS = (
+    *(f"time_mix.{name}" for name in ("receptance", "key", "value", "output")),
+    *(f"channel_mix.{name}" for name in ("key", "value")),
+)
 MIXES = ("x_r", "x_k", "x_v", "x_w", "x_a", "x_g")
 
 
@@ -31,13 +35,11 @@ def pack(lm: RWKV7) -> Weights | None:
     transposed, vectors as fp32. None where the kernels cannot read this model (sizes, fp64, adapters in it)."""
     config, dtype = lm.config, lm.emb.weight.dtype
     fits = config.head_size in HEAD_SIZES and config.hidden % GROUP == 0 and dtype in NUMBERS
-    if not fits or not all(map(_is_readable, (*_linears(lm), lm.head))):
+    if not fits or not all(_is_readable(linear, dtype) for linear in _linears(lm)):
         return None
-    if dtype == torch.float32 and any(isinstance(linear, Int8Linear) for linear in (*_linears(lm), lm.head)):
+    if len({tensor.device for tensor in (*lm.parameters(), *lm.buffers())}) > 1:
         return None
-    if len({parameter.device for parameter in lm.parameters()}) > 1:
-        return None
-    layers = tuple(_layer(block) for block in lm.blocks)
+    layers = tuple(_layer(block) for block in lm.blocks if isinstance(block, Block))
     norms = _norm(lm.ln0), _norm(lm.ln_out)
     return Weights(dtype, config.head_size, config.iclr_multiplier, norms[0], layers, norms[1], _matrix(lm.head))
 
@@ -167,16 +169,15 @@ class CudaStepper:
 
 
 def _linears(lm: RWKV7) -> list[nn.Module]:
-    mixes = [(block.time_mix, block.channel_mix) for block in lm.blocks]
-    return [linear for time, channel in mixes for linear in (time.receptance, time.key, time.value, time.output)] + [
-        linear for _, channel in mixes for linear in (channel.key, channel.value)
-    ]
+    return [block.get_submodule(name) for block in lm.blocks for name in LINEARS] + [lm.head]
 
 
-def _is_readable(linear: nn.Module) -> bool:
-    return isinstance(linear, Int8Linear) or (
-        type(linear) is nn.Linear and linear.bias is None and linear.weight.is_contiguous()
-    )
+def _is_readable(linear: nn.Module, dtype: torch.dtype) -> bool:
+    if isinstance(linear, Int8Linear):
+        return dtype != torch.float32
+    if type(linear) is not nn.Linear or linear.bias is not None:
+        return False
+    return linear.weight.dtype == dtype and linear.weight.is_contiguous()
 
 
 def _layer(block: Block) -> Layer:
@@ -215,11 +216,13 @@ def _norm(norm: nn.LayerNorm) -> Norm:
 def _matrix(linear: nn.Module) -> Matrix:
     if isinstance(linear, Int8Linear):
         return Matrix(linear.weight, linear.scales)
+    assert isinstance(linear, nn.Linear)
     return Matrix(linear.weight.detach())
 
 
 def _transposed(matrix: Matrix) -> Matrix:
-    return Matrix(*(None if part is None else part.T.contiguous() for part in (matrix.weight, matrix.scales)))
+    scales = None if matrix.scales is None else matrix.scales.T.contiguous()
+    return Matrix(matrix.weight.T.contiguous(), scales)
 
 
 def _fill(rows: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ class Reading:
 
 
 class StatePool:
-    """Slots 0 ... `slots` - 1, each with the state of one text. A `State` is copied in and copied out: whoever holds one
-    never sees it change.
+    """Slots 0 ... `slots` - 1, each with the state of one text. A `State` is copied in and copied out: whoever holds
+    one never sees it change.
 
     `half` stores wkv states in fp16, half the memory traffic of large batches; they are computed with in fp32.
     """
