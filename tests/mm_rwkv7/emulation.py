@@ -24,9 +24,14 @@ from mm_rwkv7.ops.nvrtc import SHARED_LIMITS
 Sanitizer = Literal["thread", "address"]
 FOLDER = Path(__file__).parent / "emulation"
 LETTERS = {
-    **{torch.float32: "f", torch.bfloat16: "h", torch.float16: "h", torch.uint16: "h", torch.int16: "h"},
-    **{torch.int32: "i", torch.int8: "b"},
-}
+    torch.float32: "f",
+    torch.bfloat16: "h",
+    torch.float16: "h",
+    torch.uint16: "h",
+    torch.int16: "h",
+    torch.int32: "i",
+    torch.int8: "b",
+}  # as in emulation/primitives.h
 
 
 class EmulationError(AssertionError):
@@ -50,17 +55,18 @@ class EmulatedLauncher:
 
     def __call__(self, kernel: Kernel, grid: tuple[int, int, int], arguments: Sequence[Argument]) -> None:
         self._check_limits(kernel, grid)
-        library = _library(kernel, self.capability)
+        build = (kernel.source, kernel.defines, self.capability)
+        library = _library(*build)
         _check_arguments(kernel, library, arguments)
         if self.sanitize:
-            program = _build(kernel, self.capability, self.sanitize)
-            _run_program(program, kernel, grid, arguments)
+            _run_program(_build(*build, self.sanitize), kernel, grid, arguments)
             return
         values = [_value(argument) for argument in arguments]
         slots = (ctypes.c_void_p * max(len(values), 1))(*(ctypes.addressof(value) for value in values))
         message = ctypes.create_string_buffer(1024)
         sizes = (ctypes.c_int * 3)(*grid)
-        if library.launch(sizes, kernel.threads, ctypes.c_size_t(kernel.shared), slots, message, ctypes.c_size_t(1024)):
+        shared, room = ctypes.c_size_t(kernel.shared), ctypes.c_size_t(len(message))
+        if library.launch(kernel.name.encode(), sizes, kernel.threads, shared, slots, message, room):
             raise EmulationError(f"{kernel.name}: {message.value.decode()}")
 
     def _check_limits(self, kernel: Kernel, grid: tuple[int, int, int]) -> None:
@@ -76,9 +82,12 @@ class EmulatedLauncher:
 
 def _check_arguments(kernel: Kernel, library: ctypes.CDLL, arguments: Sequence[Argument]) -> None:
     """Compare what is passed with the kernel's parameters."""
-    signature = library.emulated_signature().decode()
-    if kernel.threads > library.emulated_bound():
-        raise EmulationError(f"{kernel.name}: {kernel.threads} threads, compiled for {library.emulated_bound()}")
+    found = library.find_kernel(kernel.name.encode())
+    if not found:
+        raise EmulationError(f"{kernel.source} has no kernel {kernel.name}")
+    signature, most_threads = found.contents.signature.decode(), found.contents.most_threads
+    if kernel.threads > most_threads:
+        raise EmulationError(f"{kernel.name}: {kernel.threads} threads, compiled for {most_threads}")
     if len(arguments) != len(signature) // 2:
         raise EmulationError(f"{kernel.name}: {len(arguments)} arguments, expected {len(signature) // 2}")
     kinds, types = signature[: len(arguments)], signature[len(arguments) :]
@@ -105,22 +114,36 @@ def _value(argument: Argument) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_floa
     return ctypes.c_int(argument)
 
 
+class _Kernel(ctypes.Structure):
+    """`emulation::Kernel`."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("run", ctypes.c_void_p),
+        ("signature", ctypes.c_char_p),
+        ("most_threads", ctypes.c_int),
+    )
+
+
+Defines = tuple[tuple[str, int | str], ...]
+
+
 @functools.cache
-def _library(kernel: Kernel, capability: tuple[int, int]) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_build(kernel, capability, None)))
-    library.emulated_signature.restype = ctypes.c_char_p
+def _library(name: str, defines: Defines, capability: tuple[int, int]) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_build(name, defines, capability, None)))
+    library.find_kernel.restype = ctypes.POINTER(_Kernel)
     return library
 
 
 @functools.cache
-def _build(kernel: Kernel, capability: tuple[int, int], sanitize: Sanitizer | None) -> Path:
-    """The kernel and the runner as a shared library, or as a program with a sanitizer."""
-    text = source(kernel.source)
-    bound = re.search(rf"^KERNEL\((.+),[^,]+\)\s*void\s+{kernel.name}\s*\(", text.read_text("utf-8"), re.MULTILINE)
-    if not bound:
-        raise ValueError(f"{text} has no 'KERNEL(threads, blocks) void {kernel.name}('")
-    main = f'#include "{FOLDER}/primitives.h"\n#include "{text}"\nEMULATED({kernel.name}, ({bound[1]}))\n'
-    defines = [f"-D{name}={value}" for name, value in kernel.defines]
+def _build(name: str, macros: Defines, capability: tuple[int, int], sanitize: Sanitizer | None) -> Path:
+    """A file's kernels and the runner as a shared library, or as a program with a sanitizer."""
+    text = source(name)
+    kernels = re.findall(r"^KERNEL\((.+),[^,]+\)\s*void\s+(\w+)\s*\(", text.read_text("utf-8"), re.MULTILINE)
+    entries = "".join(f"    EMULATED({kernel}, ({bound})),\n" for bound, kernel in kernels)
+    main = f'#include "{FOLDER}/primitives.h"\n#include "{text}"\n'
+    main += f"const emulation::Kernel emulated_kernels[] = {{\n{entries}    {{}}}};\n"
+    defines = [f"-D{name}={value}" for name, value in macros]
     common = ["-std=c++20", "-fPIC", "-fno-gnu-unique", f"-D__CUDA_ARCH__={capability[0]}{capability[1]}0"]
     checks = ["-Wall", "-Wno-unknown-pragmas", "-fsanitize=alignment,bounds", "-O1", "-fno-omit-frame-pointer"]
     link = ["-shared", "-Wl,-Bsymbolic"]
@@ -133,7 +156,9 @@ def _build(kernel: Kernel, capability: tuple[int, int], sanitize: Sanitizer | No
         "-fno-tree-loop-distribute-patterns",
         "-c",
     ]  # a loop that became memcpy would be seen by a sanitizer
-    sources = [path.read_bytes() for path in sorted([*FOLDER.iterdir(), *text.parent.glob("*.h"), text])]
+    sources: list[str | bytes] = [
+        path.read_bytes() for path in sorted([*FOLDER.iterdir(), *text.parent.glob("*.h"), text])
+    ]
     runner = compiled(
         "runner.o",
         [*(path.read_bytes() for path in sorted(FOLDER.iterdir())), *common],
@@ -148,7 +173,7 @@ def _build(kernel: Kernel, capability: tuple[int, int], sanitize: Sanitizer | No
         _run(["g++", *link, str(module), str(runner), "-o", str(out)])
 
     made_of = [*sources, main, *common, *checks, *defines]
-    return compiled(f"emulated-{text.stem}-{kernel.name}.{'run' if sanitize else 'so'}", made_of, make)
+    return compiled(f"emulated-{text.stem}.{'run' if sanitize else 'so'}", made_of, make)
 
 
 def _run(command: list[str]) -> None:
@@ -179,7 +204,7 @@ def _run_program(program: Path, kernel: Kernel, grid: tuple[int, int, int], argu
             for storage in storages.values():
                 file.write(ctypes.string_at(storage.data_ptr(), storage.nbytes()))
         environment = os.environ | {"TSAN_OPTIONS": "report_signal_unsafe=0", "ASAN_OPTIONS": "detect_leaks=0"}
-        command = ["setarch", "--addr-no-randomize", str(program), str(path)]
+        command = ["setarch", "--addr-no-randomize", str(program), str(path), kernel.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
         if done.returncode:
             raise EmulationError(f"{kernel.name}: exit code {done.returncode}\n{done.stderr[:6000]}")

@@ -250,15 +250,21 @@ template <class... P> const char* signature(void (*)(P...)) {
     return text;
 }
 
+struct Kernel {
+    const char* name;
+    void (*run)(void** slots);
+    const char* signature;
+    int most_threads;
+};
+
 template <class... P> void run(void (*kernel)(P...), void** slots) {
     unpack(kernel, slots, std::index_sequence_for<P...>{});
 }
 }  // namespace emulation
 
-// What the runner knows of the kernel.
-#define EMULATED(name, threads)                                                      \
-    extern "C" void emulated_run(void** slots) { emulation::run(name, slots); }      \
-    extern "C" const char* emulated_signature() { return emulation::signature(name); } \
-    extern "C" int emulated_bound() { return threads; }
+// An entry of `emulated_kernels`, which ends with an entry of zeros.
+#define EMULATED(name, threads) \
+    {#name, [](void** slots) { emulation::run(name, slots); }, emulation::signature(name), threads}
+extern "C" const emulation::Kernel emulated_kernels[];
 
 #endif

@@ -23,8 +23,6 @@
 #include <ucontext.h>
 #endif
 
-extern "C" void emulated_run(void** slots);
-
 #if defined(SANITIZE_THREAD)
 #include <sanitizer/tsan_interface.h>
 #endif
@@ -132,6 +130,7 @@ struct Queue {
 } ready;
 Fiber outside;  // the scheduler itself
 Fiber* self = &outside;
+const Kernel* kernel;
 void** arguments;
 std::string failure;
 char grid_end;
@@ -153,11 +152,12 @@ void go_on() {
 
 std::string place(Where where) {
     std::string file = where.file_name();
+    if (where.line() == 0) return "kernel";
     return file.substr(file.rfind('/') + 1) + ":" + std::to_string(where.line());
 }
 
 void body() {
-    emulated_run(arguments);
+    kernel->run(arguments);
     if (self->begun_copies != self->arrived_copies) fail("the thread ends with copies on their way", Where());
     self->ended = true;
 #if defined(SANITIZE_THREAD)
@@ -464,12 +464,19 @@ static void checked(const Checked& at, const char* what) {
 extern "C" void __ubsan_handle_type_mismatch_v1(Checked* at, void*) { checked(*at, "a misaligned address"); }
 extern "C" void __ubsan_handle_out_of_bounds(Checked* at, void*) { checked(*at, "an index outside its array"); }
 
+extern "C" const emulation::Kernel* find_kernel(const char* name) {
+    auto kernel = emulated_kernels;
+    while (kernel->name && std::strcmp(kernel->name, name)) kernel++;
+    return kernel->name ? kernel : nullptr;
+}
+
 // Returns 0, or 1 with what went wrong in `message`.
-extern "C" int launch(const int* grid, int threads, std::size_t shared, void** slots, char* message, std::size_t size) {
+extern "C" int launch(const char* name, const int* grid, int threads, std::size_t shared, void** slots, char* message, std::size_t size) {
     using namespace emulation;
     static std::mutex one_at_a_time;
     std::lock_guard lock(one_at_a_time);
     emulation::grid = {grid[0], grid[1], grid[2]};
+    kernel = find_kernel(name);
     arguments = slots;
     failure.clear();
     make_fibers(threads);
@@ -490,7 +497,7 @@ extern "C" int launch(const int* grid, int threads, std::size_t shared, void** s
 }
 
 #if defined(SANITIZE_THREAD) || defined(SANITIZE_ADDRESS)
-// The launch stands in a file, and its tensors' memory is written back there.
+// Arguments: a file and the kernel's name. The launch stands in the file, and its tensors' memory is written back there.
 //   int64: grid (3), threads, shared, count of blocks of memory, count of arguments; then the size of each memory, then two
 //   for every argument: -1 and the bits of a number, -2 for a null pointer, else a memory and an offset; then the memories.
 int main(int, char** names) {
@@ -526,7 +533,7 @@ int main(int, char** names) {
         slots.push_back(&bits[i]);
     }
     char message[1024];
-    if (launch(grid, threads, shared, slots.data(), message, sizeof message)) {
+    if (launch(names[2], grid, threads, shared, slots.data(), message, sizeof message)) {
         std::fprintf(stderr, "%s\n", message);
         return 3;
     }
