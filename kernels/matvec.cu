@@ -1,57 +1,23 @@
-// Matrix products with few rows of activations: y = W x for 1 to 8 vectors x at a time, limited by reading W once.
+// Matrix products with few vectors: y = W x for 8 vectors x at a time, limited by reading W once.
 //
-// `matvec`: a block takes 16 rows of W, its warps share the columns. The tensor cores take the vectors as their 8
-// columns, so eight cost what one does. A sum over columns does not ask for their order: lane 4 g + c loads 16 bytes of
-// row g and of row g + 8 at a time, straight into the operands' registers, and the vectors in the same order. Several
-// matrices of one length of the residual stream go in one launch: segments.
+// A block takes 16 rows of W, its warps share the columns. The tensor cores take the vectors as their 8 columns, so
+// eight cost what one does. A sum over columns does not ask for their order: lane 4 g + c loads 16 bytes of row g and
+// of row g + 8 at a time, straight into the operands' registers, and the vectors in the same order. Several matrices
+// go in one launch, each with vectors of its own.
 //
-// `value_product`: y = W^T h for an h with many zeros (squared ReLU), W as (F, D): a row of W is read where an h of it
-// is not zero, and only there.
+// B vectors. Fixed when compiled: NUMBER, the type of weights and vectors (0 fp32, which takes no tensor cores, 1
+// bf16, 2 fp16); INT8, 1 where matrices with scales hold 8-bit integers (NUMBER is 1 or 2 then); SEGMENTS, the
+// matrices; WARPS.
 //
-// B vectors; D width, F hidden width, V rows of the head. Fixed when compiled: NUMBER, the type of weights and vectors
-// (0 fp32, 1 bf16, 2 fp16); INT8, 1 where matrices with scales hold 8-bit integers (NUMBER is 1 or 2 then); for `matvec`
-// SEGMENTS and WARPS; for `value_product` WIDTH (D), HIDDEN (F), SLICE and BATCH.
-//
-// An 8-bit matrix has a scale (bf16) for every 64 neighbouring inputs of an output: (rows, columns / 64), and (F / 64, D)
-// for the transposed one. Its integers are exact in the vectors' type, so the tensor cores multiply those, and what they
-// sum over a group is scaled in fp32.
+// An 8-bit matrix has a scale (bf16) for every 64 neighbouring inputs of an output: (rows, columns / 64). Its integers
+// are exact in the vectors' type, so the tensor cores multiply those, and what they sum over a group is scaled in
+// fp32.
 
-#include "primitives.h"
+#include "numbers.h"
 
-template <int TYPE> struct Number {
-    using Stored = unsigned short;
-    DEVICE float widen(Stored x) { return TYPE == 1 ? bf16_to_float(x) : half_to_float(x); }
-    DEVICE Stored narrow(float x) { return TYPE == 1 ? float_to_bf16(x) : float_to_half(x); }
-    DEVICE unsigned pack(float low, float high) { return TYPE == 1 ? pack_bf16(low, high) : pack_half(low, high); }
-};
-template <> struct Number<0> {
-    using Stored = float;
-    DEVICE float widen(float x) { return x; }
-    DEVICE float narrow(float x) { return x; }
-};
-using Element = typename Number<NUMBER>::Stored;
-
-constexpr int GROUP = 64;                                       // inputs of a scale
+using Element = Stored<NUMBER>;
+constexpr int GROUP = 64;                                         // inputs of a scale
 constexpr int ELEMENTS = 16 / static_cast<int>(sizeof(Element));  // in 16 bytes
-
-DEVICE float bits_to_float(unsigned bits) {
-    union {
-        unsigned bits;
-        float number;
-    } both{bits};
-    return both.number;
-}
-
-DEVICE unsigned part(const Vector4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-
-// The signed byte i of a word.
-DEVICE float byte_to_float(unsigned word, int i) { return static_cast<signed char>(word >> (8 * i)); }
-
-DEVICE Vector4 load_or_zero(const void* base, long long byte, bool wanted) {
-    return wanted ? load_16_streaming(static_cast<const unsigned char*>(base) + byte) : Vector4{0, 0, 0, 0};
-}
-
-#ifdef SEGMENTS
 
 // A matrix (rows, columns) and where its vectors and products lie: vector b at (x * B + b * columns), product at
 // (y * B + b * rows), both in numbers.
@@ -68,12 +34,12 @@ constexpr int RESIDENT = NUMBER == 0 ? 512 : INT8 ? 640 : 1024;  // threads of a
 
 DEVICE float activated(float x, int kind) {
     if (kind == SQUARE_POSITIVE) return x < 0.0f ? 0.0f : x * x;
-    if (kind == SIGMOID) return reciprocal(1.0f + exp_fast(-x));
+    if (kind == SIGMOID) return sigmoid(x);
     if (kind == TANH) {
         float square = x * x;  // the other form loses digits near 0
         if (square < 0.0625f)
-            return x * (1.0f + square * (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835)))));
-        return 2.0f * reciprocal(1.0f + exp_fast(-2.0f * x)) - 1.0f;
+            return x - x * square * (1.0f / 3 - square * (2.0f / 15 - square * (17.0f / 315 - square * 62.0f / 2835)));
+        return 2.0f * sigmoid(2.0f * x) - 1.0f;
     }
     return x;
 }
@@ -99,7 +65,7 @@ DEVICE void load_weights(Vector4 (&w)[UNROLL][2], const Work& work, int first, i
     }
 }
 
-// The lane's share of the products: sum[0] and [1] are row g with the vectors 2 c and 2 c + 1, sum[2] and [3] row g + 8.
+// The lane's share of the products: sum[0] and [1] are row g with the vectors 2 c and 2 c + 1, sum[2], [3] row g + 8.
 #if NUMBER == 0
 DEVICE void multiply(float (&sum)[4], const Work& work) {
     constexpr int STEP = 4 * ELEMENTS;
@@ -271,131 +237,11 @@ void matvec(const Element* x, float* products, Element* vectors, int batch, cons
 #pragma unroll
         for (int warp = 0; warp < WARPS; warp++) total += sums[warp][vector][i % TILE];
         total = activated(total, mine.kind);
-        long long at = static_cast<long long>(mine.y) * batch + static_cast<long long>(first_vector + vector) * mine.rows + at_row;
+        long long begin = static_cast<long long>(mine.y) * batch;
+        long long at = begin + static_cast<long long>(first_vector + vector) * mine.rows + at_row;
         if (mine.kind <= SQUARE_POSITIVE)
             products[at] = total;
         else
             vectors[at] = Number<NUMBER>::narrow(total);
     }
 }
-
-#else
-
-constexpr int THREADS = 256;
-constexpr int COLUMNS = 64;                             // of W that a block takes
-constexpr int WIDE = INT8 ? 16 : ELEMENTS;              // of them that a lane takes: 16 bytes
-constexpr int LANES = COLUMNS / WIDE;                   // that share a row of W
-constexpr int ROWS = THREADS / LANES;                   // of W that a block reads at once
-constexpr int DEPTH = BATCH > 2 ? 4 : 8;                // of them in flight for each lane
-constexpr int UNITS = SLICE / THREADS;                  // hidden units that a thread looks at
-static_assert(SLICE % THREADS == 0 && UNITS <= 32 && WIDTH % COLUMNS == 0, "");
-
-// The places in [0, SLICE) where any of the vectors is not zero, in order. Returns their number.
-DEVICE int list_live(unsigned short* list, const float* hidden, int begin, int vectors) {
-    SHARED int counts[THREADS / 32];
-    int lane = thread_x() % 32, warp = thread_x() / 32, first = thread_x() * UNITS;
-    unsigned live = 0;
-    int count = 0;
-#pragma unroll 4
-    for (int i = 0; i < UNITS; i++) {
-        bool any = false;
-        for (int n = 0; n < vectors; n++)
-            any |= begin + first + i < HIDDEN && hidden[static_cast<long long>(n) * HIDDEN + begin + first + i] != 0.0f;
-        live |= static_cast<unsigned>(any) << i;
-        count += any;
-    }
-    int upto = count;  // with those of the lanes before
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-        int before = shuffle_up(upto, step);
-        if (lane >= step) upto += before;
-    }
-    if (lane == 31) counts[warp] = upto;
-    barrier();
-    int place = upto - count, total = 0;
-#pragma unroll
-    for (int i = 0; i < THREADS / 32; i++) {
-        if (i < warp) place += counts[i];
-        total += counts[i];
-    }
-    for (int i = 0; i < UNITS; i++)
-        if (live >> i & 1u) list[place++] = static_cast<unsigned short>(first + i);
-    barrier();
-    return total;
-}
-
-DEVICE float weight(const Vector4& v, int i) {
-#if INT8
-    return byte_to_float(part(v, i / 4), i % 4);
-#elif NUMBER == 0
-    return bits_to_float(part(v, i));
-#else
-    return Number<NUMBER>::widen(static_cast<unsigned short>(part(v, i / 2) >> (16 * (i % 2))));
-#endif
-}
-
-// products (F / SLICE rounded up, B, D): the sums over a slice of the hidden units each. hidden (B, F) fp32, w (F, D),
-// scales (F / 64, D) or null. BATCH, 1, 2, 4 or 8, is at least the number of vectors of a block. Grid (D / 64, slices,
-// B / 8 rounded up).
-KERNEL(THREADS, 1)
-void value_product(const float* hidden, const void* w, const unsigned short* scales, float* products, int batch) {
-    SHARED unsigned short list[SLICE];
-    int begin = block_y() * SLICE, first_vector = block_z() * 8;
-    int vectors = batch - first_vector < BATCH ? batch - first_vector : BATCH;
-    hidden += static_cast<long long>(first_vector) * HIDDEN;
-    int live = list_live(list, hidden, begin, vectors);
-
-    int column = block_x() * COLUMNS + thread_x() % LANES * WIDE, group = thread_x() / LANES;
-    constexpr int BYTES = 16 / WIDE;
-    float sum[BATCH][WIDE] = {};
-    for (int first = group; first < live; first += ROWS * DEPTH) {
-        Vector4 held[DEPTH];
-        int unit[DEPTH];
-#pragma unroll
-        for (int j = 0; j < DEPTH; j++) {
-            int at = first + j * ROWS;
-            unit[j] = at < live ? begin + list[at] : -1;
-            held[j] = load_or_zero(w, (static_cast<long long>(unit[j]) * WIDTH + column) * BYTES, unit[j] >= 0);
-        }
-#pragma unroll
-        for (int j = 0; j < DEPTH; j++) {
-            if (unit[j] < 0) continue;
-            float row[WIDE];
-#pragma unroll
-            for (int i = 0; i < WIDE; i++) {
-                row[i] = weight(held[j], i);
-                if (INT8) row[i] *= bf16_to_float(scales[static_cast<long long>(unit[j] / GROUP) * WIDTH + column + i]);
-            }
-#pragma unroll
-            for (int n = 0; n < BATCH; n++) {
-                float h = n < vectors ? hidden[static_cast<long long>(n) * HIDDEN + unit[j]] : 0.0f;
-#pragma unroll
-                for (int i = 0; i < WIDE; i++) sum[n][i] += h * row[i];
-            }
-        }
-    }
-
-    SHARED float sums[THREADS / 32][BATCH][COLUMNS];
-#pragma unroll
-    for (int n = 0; n < BATCH; n++) {
-#pragma unroll
-        for (int i = 0; i < WIDE; i++) {
-            float total = sum[n][i];
-#pragma unroll
-            for (int mask = LANES; mask < 32; mask *= 2) total += shuffle_xor(total, mask);
-            if (thread_x() % 32 < LANES) sums[thread_x() / 32][n][thread_x() % LANES * WIDE + i] = total;
-        }
-    }
-    barrier();
-    for (int i = thread_x(); i < BATCH * COLUMNS; i += THREADS) {
-        int n = i / COLUMNS;
-        if (n >= vectors) continue;
-        float total = 0.0f;
-#pragma unroll
-        for (int warp = 0; warp < THREADS / 32; warp++) total += sums[warp][n][i % COLUMNS];
-        long long row = static_cast<long long>(block_y()) * batch + first_vector + n;
-        products[row * WIDTH + block_x() * COLUMNS + i % COLUMNS] = total;
-    }
-}
-
-#endif

@@ -1,4 +1,4 @@
-"""One token through RWKV-7 with the kernels of kernels/decode.cu and kernels/matvec.cu: eight launches a layer.
+"""One token through RWKV-7 in eight launches a layer, of kernels/decode_*.cu, matvec.cu and value_product.cu.
 
 Letters: B rows (sequences), D width, H heads, N head size, F hidden width of the channel mix, V vocabulary.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .kernel import Kernel, Launcher
+from .kernel import Argument, Kernel, Launcher
 
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 HEAD_SIZES = (64, 128)
@@ -239,22 +239,26 @@ def _matvec(
 
 @functools.cache
 def _norm(
-    name: str, width: int, dtype: torch.dtype, parts: torch.dtype, more: tuple[tuple[str, int], ...] = ()
+    name: str,
+    width: int,
+    dtype: torch.dtype,
+    parts: torch.dtype,
+    more: tuple[tuple[str, int], ...] = (("MIXES", 1), ("PARTS", 1)),
 ) -> Kernel:
     threads = min(512, -(-width // 128) * 32)  # a thread takes 4 neighbouring numbers at a time
     numbers = (("NUMBER", NUMBERS[dtype]), ("PRODUCT", NUMBERS[parts]))
-    return Kernel("decode.cu", name, (*numbers, ("WIDTH", width), ("THREADS", threads), *more), threads)
+    return Kernel("decode_mix.cu", name, (*numbers, ("WIDTH", width), ("THREADS", threads), *more), threads)
 
 
 @functools.cache
 def _wkv(dtype: torch.dtype, products: torch.dtype, state: torch.dtype, head_size: int) -> Kernel:
     numbers = (("NUMBER", NUMBERS[dtype]), ("PRODUCT", NUMBERS[products]), ("STATE", NUMBERS[state]))
-    return Kernel("decode.cu", "wkv", (*numbers, ("HEAD", head_size)), 256)
+    return Kernel("decode_wkv.cu", "wkv", (*numbers, ("HEAD", head_size)), 256)
 
 
 @functools.cache
 def _activation(name: str, dtype: torch.dtype) -> Kernel:
-    return Kernel("decode.cu", name, (("NUMBER", NUMBERS[dtype]),), 256)
+    return Kernel("decode_activate.cu", name, (("NUMBER", NUMBERS[dtype]),), 256)
 
 
 @functools.cache
@@ -271,4 +275,81 @@ def _products(dtype: torch.dtype, is_int8: bool, table: tuple[tuple[int, ...], .
 def _value(dtype: torch.dtype, is_int8: bool, width: int, hidden: int, length: int, batch: int) -> Kernel:
     rows = next(n for n in (1, 2, 4, 8) if n >= batch)
     sizes = (("WIDTH", width), ("HIDDEN", hidden), ("SLICE", length), ("BATCH", rows))
-    return Kernel("matvec.cu", "value_product", (("NUMBER", NUMBERS[dtype]), ("INT8", int(is_int8)), *sizes), 256)
+    return Kernel(
+        "value_product.cu", "value_product", (("NUMBER", NUMBERS[dtype]), ("INT8", int(is_int8)), *sizes), 256
+    )
+
+
+class _Recorder:
+    """A launcher that launches nothing, and notes what it is given."""
+
+    device = torch.device("meta")
+    processors = 132
+    capability = (9, 0)
+
+    def __init__(self) -> None:
+        self.kernels: set[Kernel] = set()
+
+    def __call__(self, kernel: Kernel, grid: tuple[int, int, int], arguments: Sequence[Argument]) -> None:
+        self.kernels.add(kernel)
+
+
+def all_kernels() -> list[Kernel]:
+    """What models as wide as 1.5B launch, each kernel in each of its forms, for tests that compile them."""
+    recorder = _Recorder()
+    for batch in (1, 2, 4, 8, 16):
+        _launch_shapes(recorder, torch.float16, batch)
+    for batch in (1, 16):
+        _launch_shapes(recorder, torch.float32, batch)
+    for batch in (1, 8):
+        _launch_shapes(recorder, torch.bfloat16, batch, is_int8=True)
+    for state in (torch.float16, torch.float32):
+        _launch_shapes(recorder, torch.bfloat16, 1, state=state, head_size=128)
+        _launch_shapes(recorder, torch.float16, 1, state=state)
+    return sorted(recorder.kernels, key=repr)
+
+
+def _launch_shapes(
+    launcher: Launcher,
+    dtype: torch.dtype,
+    batch: int,
+    is_int8: bool = False,
+    head_size: int = 64,
+    state: torch.dtype = torch.float32,
+) -> None:
+    """A step of a model without numbers: two layers, 2048 wide."""
+
+    def empty(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=kind, device=launcher.device)
+
+    def matrix(outputs: int, inputs: int) -> Matrix:
+        if is_int8:
+            return Matrix(empty(outputs, inputs, kind=torch.int8), empty(outputs, inputs // GROUP, kind=torch.int16))
+        return Matrix(empty(outputs, inputs, kind=dtype))
+
+    width, hidden, ranks = 2048, 8192, (96, 96, 256, 64)
+    square, norm = matrix(width, width), Norm(empty(width), empty(width))
+    value = matrix(width, hidden)
+    value = Matrix(value.weight.T, None if value.scales is None else value.scales.T)
+    layers = tuple(
+        Layer(
+            norm,
+            empty(6, width),
+            (square, square, square),
+            tuple(Matrix(empty(rank, width, kind=dtype)) for rank in ranks[:count]),
+            tuple(Matrix(empty(width, rank, kind=dtype)) for rank in ranks[:count]),
+            empty(8, width),
+            square,
+            norm,
+            empty(1, width),
+            matrix(hidden, width),
+            value,
+        )
+        for count in (3, 4)
+    )
+    weights = Weights(dtype, head_size, 1.0, norm, layers, norm, matrix(65536, width))
+    heads = width // head_size
+    shifts = empty(2, 2, batch, width, kind=dtype)
+    pool = Pool(empty(2, batch, heads, head_size, head_size, kind=state), *shifts)
+    hidden_rows = step(launcher, weights, pool, empty(batch, width), empty(batch, kind=torch.int32))
+    head(launcher, weights, hidden_rows)
