@@ -44,8 +44,8 @@ struct Moments {
     float mean, scale;
 };
 
-// Of one row, for every thread of the block.
-DEVICE Moments moments(const Stream& stream, int row) {
+// Of one row, for every thread of the block; the row itself comes to lie in `kept`, shared memory.
+DEVICE Moments moments(const Stream& stream, int row, float* kept) {
     SHARED float scratch[2][32];
     Floats<4> held[HELD];
     float sum = 0.0f;
@@ -54,6 +54,7 @@ DEVICE Moments moments(const Stream& stream, int row) {
         int quad = thread_x() + j * THREADS;
         if (quad >= QUADS) continue;
         held[j] = Stream::at(stream, row, quad);
+        store<0, 4>(kept, 4 * quad, held[j]);
 #pragma unroll
         for (int i = 0; i < 4; i++) sum += held[j].x[i];
     }
@@ -80,12 +81,12 @@ DEVICE Floats<4> normalised(const Floats<4>& x, Moments m, const Floats<4>& weig
 KERNEL(THREADS, 1)
 void normalise(const float* x, const void* parts, int count, int batch, const float* weight, const float* bias,
                float* stream_out, void* out) {
+    SHARED float kept[WIDTH];
     int row = block_y();
-    Stream stream{x, parts, count, batch};
-    Moments m = moments(stream, row);
+    Moments m = moments(Stream{x, parts, count, batch}, row, kept);
     for (int quad = thread_x(); quad < QUADS; quad += THREADS) {
         Floats<4> scale = load<0, 4>(weight, 4 * quad), offset = load<0, 4>(bias, 4 * quad);
-        Floats<4> y = normalised(Stream::at(stream, row, quad), m, scale, offset);
+        Floats<4> y = normalised(load<0, 4>(kept, 4 * quad), m, scale, offset);
         long long at = static_cast<long long>(row) * WIDTH + 4 * quad;
         if (stream_out) store<0, 4>(stream_out, at, y);
         if (out) store<NUMBER, 4>(out, at, y);
@@ -102,30 +103,30 @@ static_assert(QUADS % PARTS == 0, "");
 KERNEL(THREADS, 1)
 void mix(const float* x, const void* parts, int count, int batch, float* stream_out, const float* weight,
          const float* bias, const float* mixes, void* shift, const int* slots, void* out) {
+    SHARED float kept[WIDTH];
     int row = block_y();
     int slot = slots[row];
-    if (slot < 0) return;
-    Stream stream{x, parts, count, batch};
-    // What does not wait for the moments is loaded first.
+    // What does not wait for the moments is loaded first, and what needs the slot last.
     Floats<4> scale[OWN], offset[OWN], before[OWN], share[OWN][MIXES];
 #pragma unroll
     for (int j = 0; j < OWN; j++) {
         int own = thread_x() + j * THREADS;
         if (own >= OWN_QUADS) continue;
         int column = 4 * (block_x() * OWN_QUADS + own);
-        before[j] = load<NUMBER, 4>(shift, static_cast<long long>(slot) * WIDTH + column);
         scale[j] = load<0, 4>(weight, column);
         offset[j] = load<0, 4>(bias, column);
 #pragma unroll
         for (int i = 0; i < MIXES; i++) share[j][i] = load<0, 4>(mixes, i * WIDTH + column);
+        if (slot >= 0) before[j] = load<NUMBER, 4>(shift, static_cast<long long>(slot) * WIDTH + column);
     }
-    Moments m = moments(stream, row);
+    Moments m = moments(Stream{x, parts, count, batch}, row, kept);
+    if (slot < 0) return;
 #pragma unroll
     for (int j = 0; j < OWN; j++) {
         int own = thread_x() + j * THREADS;
         if (own >= OWN_QUADS) continue;
         int quad = block_x() * OWN_QUADS + own;
-        Floats<4> sum = Stream::at(stream, row, quad);
+        Floats<4> sum = load<0, 4>(kept, 4 * quad);
         Floats<4> y = normalised(sum, m, scale[j], offset[j]);
 #pragma unroll
         for (int i = 0; i < 4; i++) y.x[i] = Number<NUMBER>::widen(Number<NUMBER>::narrow(y.x[i]));

@@ -43,6 +43,22 @@ void wkv(void* pool, const int* slots, const void* products, const void* low_ran
     int head = block_x(), row = block_y(), t = thread_x();
     int width = grid_x() * HEAD;
     int slot = slots[row];
+
+    // What does not need the slot is loaded first.
+    int channel = head * HEAD + t;
+    long long at = static_cast<long long>(row) * width + channel, size = static_cast<long long>(batch) * width;
+    float vector[8] = {}, r = 0.0f, k = 0.0f, v = 0.0f, v_of_first = 0.0f, low[4] = {};
+    if (t < HEAD) {
+        r = load<PRODUCT, 1>(products, at).x[0];
+        k = load<PRODUCT, 1>(products, at + size).x[0];
+        v = load<PRODUCT, 1>(products, at + 2 * size).x[0];
+#pragma unroll
+        for (int i = 0; i < 3; i++) low[i] = load<PRODUCT, 1>(low_rank, at + i * size).x[0];
+        if (v_first) low[3] = load<PRODUCT, 1>(low_rank, at + 3 * size).x[0];
+        if (v_first) v_of_first = load<PRODUCT, 1>(v_first, at).x[0];
+#pragma unroll
+        for (int i = 0; i < 8; i++) vector[i] = vectors[i * width + channel];
+    }
     if (slot < 0) return;
 
     Stored<STATE>* state =
@@ -54,28 +70,16 @@ void wkv(void* pool, const int* slots, const void* products, const void* low_ran
         held[p] = *reinterpret_cast<const Packed<STATE, KEYS>*>(state + (first + p * ROWS) * HEAD + key);
 
     SHARED float r_[HEAD], w_[HEAD], k_[HEAD], v_[HEAD], a_[HEAD], b_[HEAD], y_[HEAD], square[HEAD], bonus[HEAD];
-    int channel = head * HEAD + t;
-    long long at = static_cast<long long>(row) * width + channel, size = static_cast<long long>(batch) * width;
-    float v = 0.0f, gate = 0.0f, kappa = 0.0f, iclr = 0.0f;
+    float iclr = sigmoid(vector[A0] + low[1]), kappa = k * vector[K_K];
     if (t < HEAD) {
-        float r = load<PRODUCT, 1>(products, at).x[0];
-        float k = load<PRODUCT, 1>(products, at + size).x[0];
-        v = load<PRODUCT, 1>(products, at + 2 * size).x[0];
-        float decay = vectors[W0 * width + channel] + load<PRODUCT, 1>(low_rank, at).x[0];
-        iclr = sigmoid(vectors[A0 * width + channel] + load<PRODUCT, 1>(low_rank, at + size).x[0]);
-        gate = load<PRODUCT, 1>(low_rank, at + 2 * size).x[0];
-        if (v_first) {
-            float share = sigmoid(vectors[V0 * width + channel] + load<PRODUCT, 1>(low_rank, at + 3 * size).x[0]);
-            v += (load<PRODUCT, 1>(v_first, at).x[0] - v) * share;
-        }
-        kappa = k * vectors[K_K * width + channel];
-        k *= 1.0f + (iclr - 1.0f) * vectors[K_A * width + channel];
+        if (v_first) v += (v_of_first - v) * sigmoid(vector[V0] + low[3]);
+        k *= 1.0f + (iclr - 1.0f) * vector[K_A];
         r_[t] = r;
         k_[t] = k;
         v_[t] = v;
-        w_[t] = exp_fast(DECAY_FLOOR * sigmoid(decay));
+        w_[t] = exp_fast(DECAY_FLOOR * sigmoid(vector[W0] + low[0]));
         square[t] = kappa * kappa;
-        bonus[t] = r * k * vectors[R_K * width + channel];
+        bonus[t] = r * k * vector[R_K];
     }
     barrier();
     if (t < HEAD) {
@@ -86,14 +90,14 @@ void wkv(void* pool, const int* slots, const void* products, const void* low_ran
     }
     barrier();
 
-    Floats<KEYS> r, w, k, a, b;
+    Floats<KEYS> rs, ws, ks, as, bs;
 #pragma unroll
     for (int i = 0; i < KEYS; i++) {
-        r.x[i] = r_[key + i];
-        w.x[i] = w_[key + i];
-        k.x[i] = k_[key + i];
-        a.x[i] = a_[key + i];
-        b.x[i] = b_[key + i];
+        rs.x[i] = r_[key + i];
+        ws.x[i] = w_[key + i];
+        ks.x[i] = k_[key + i];
+        as.x[i] = a_[key + i];
+        bs.x[i] = b_[key + i];
     }
 #pragma unroll
     for (int p = 0; p < PASSES; p++) {
@@ -103,15 +107,15 @@ void wkv(void* pool, const int* slots, const void* products, const void* low_ran
 #pragma unroll
         for (int i = 0; i < KEYS; i++) {
             s[i] = Number<STATE>::widen(held[p].x[i]);
-            removed += s[i] * a.x[i];
+            removed += s[i] * as.x[i];
         }
         removed = sum_lanes<LANES>(removed);
         float y = 0.0f;
 #pragma unroll
         for (int i = 0; i < KEYS; i++) {
-            s[i] = s[i] * w.x[i] + removed * b.x[i] + v_[value] * k.x[i];
+            s[i] = s[i] * ws.x[i] + removed * bs.x[i] + v_[value] * ks.x[i];
             held[p].x[i] = Number<STATE>::narrow(s[i]);
-            y += s[i] * r.x[i];
+            y += s[i] * rs.x[i];
         }
         *reinterpret_cast<Packed<STATE, KEYS>*>(state + value * HEAD + key) = held[p];
         y = sum_lanes<LANES>(y);
@@ -128,8 +132,8 @@ void wkv(void* pool, const int* slots, const void* products, const void* low_ran
             squares += centred * centred;
         }
         float scale = reciprocal_root(sum_lanes(squares) / HEAD + HEAD * 1e-5f);
-        float y = (y_[t] - mean) * scale * vectors[LN_WEIGHT * width + channel] + vectors[LN_BIAS * width + channel];
-        Floats<1> result{{(y + sum_head(bonus) * v) * gate}};
+        float y = (y_[t] - mean) * scale * vector[LN_WEIGHT] + vector[LN_BIAS];
+        Floats<1> result{{(y + sum_head(bonus) * v) * low[2]}};
         store<NUMBER, 1>(out, at, result);
     }
 }

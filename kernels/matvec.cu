@@ -30,7 +30,8 @@ constexpr int TILE = 16;    // rows of W that a block takes
 constexpr int VECTORS = 8;  // that it multiplies them with
 constexpr int UNROLL = INT8 ? 2 : 4;  // loads of 16 bytes in flight, for each of a lane's two rows
 constexpr int THREADS = 32 * WARPS;
-constexpr int RESIDENT = NUMBER == 0 ? 512 : INT8 ? 640 : 1024;  // threads of a processor, by the registers they need
+// Threads that a processor holds, by the registers that they need.
+constexpr int RESIDENT = NUMBER == 0 ? 512 : INT8 ? 640 : WARPS < 4 ? 768 : 1024;
 
 DEVICE float activated(float x, int kind) {
     if (kind == SQUARE_POSITIVE) return x < 0.0f ? 0.0f : x * x;

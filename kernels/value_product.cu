@@ -3,7 +3,7 @@
 //
 // B vectors, D width, F hidden width. Fixed when compiled: NUMBER, the type of weights (0 fp32, 1 bf16, 2 fp16); INT8,
 // 1 for 8-bit integers with a scale (bf16) for every 64 hidden units of an output, (F / 64, D); WIDTH (D), a multiple
-// of 64; HIDDEN (F); SLICE, the hidden units that a block takes, a multiple of 256 up to 8192; BATCH, 1, 2, 4 or 8, at
+// of 64; HIDDEN (F); SLICE, the hidden units that a block takes, a multiple of 1024 up to 8192; BATCH, 1, 2, 4 or 8, at
 // least the vectors that a block takes.
 
 #include "numbers.h"
@@ -17,7 +17,7 @@ constexpr int LANES = COLUMNS / WIDE;                   // that share a row of W
 constexpr int ROWS = THREADS / LANES;                   // of W that a block reads at once
 constexpr int DEPTH = BATCH > 2 ? 4 : 8;                // of them in flight for each lane
 constexpr int UNITS = SLICE / THREADS;                  // hidden units that a thread looks at
-static_assert(SLICE % THREADS == 0 && UNITS <= 32 && WIDTH % COLUMNS == 0, "");
+static_assert(UNITS % 4 == 0 && UNITS <= 32 && SLICE % THREADS == 0 && WIDTH % COLUMNS == 0 && HIDDEN % 4 == 0, "");
 
 // The places in [0, SLICE) where any of the vectors is not zero, in order. Returns their number.
 DEVICE int list_live(unsigned short* list, const float* hidden, int begin, int vectors) {
@@ -25,14 +25,16 @@ DEVICE int list_live(unsigned short* list, const float* hidden, int begin, int v
     int lane = thread_x() % 32, warp = thread_x() / 32, first = thread_x() * UNITS;
     unsigned live = 0;
     int count = 0;
-#pragma unroll 4
-    for (int i = 0; i < UNITS; i++) {
-        bool any = false;
-        for (int n = 0; n < vectors; n++)
-            any |= begin + first + i < HIDDEN && hidden[static_cast<long long>(n) * HIDDEN + begin + first + i] != 0.0f;
-        live |= static_cast<unsigned>(any) << i;
-        count += any;
+    for (int n = 0; n < vectors; n++) {
+#pragma unroll
+        for (int i = 0; i < UNITS; i += 4) {
+            if (begin + first + i >= HIDDEN) continue;
+            Floats<4> h = load<0, 4>(hidden, static_cast<long long>(n) * HIDDEN + begin + first + i);
+#pragma unroll
+            for (int c = 0; c < 4; c++) live |= static_cast<unsigned>(h.x[c] != 0.0f) << (i + c);
+        }
     }
+    for (int i = 0; i < UNITS; i++) count += live >> i & 1u;
     int upto = count;  // with those of the lanes before
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
@@ -79,29 +81,35 @@ void value_product(const float* hidden, const void* w, const unsigned short* sca
     for (int first = group; first < live; first += ROWS * DEPTH) {
         Vector4 held[DEPTH];
         int unit[DEPTH];
+        float h[DEPTH][BATCH];
 #pragma unroll
         for (int j = 0; j < DEPTH; j++) {
-            int at = first + j * ROWS;
-            unit[j] = at < live ? begin + list[at] : -1;
-            held[j] = Vector4{0, 0, 0, 0};
-            if (unit[j] < 0) continue;
+            bool wanted = first + j * ROWS < live;
+            unit[j] = begin + (wanted ? list[first + j * ROWS] : 0);
             long long byte = (static_cast<long long>(unit[j]) * WIDTH + column) * BYTES;
-            held[j] = load_16_streaming(static_cast<const unsigned char*>(w) + byte);
+            held[j] = Vector4{0, 0, 0, 0};
+            if (wanted) held[j] = load_16_streaming(static_cast<const unsigned char*>(w) + byte);
+#pragma unroll
+            for (int n = 0; n < BATCH; n++)
+                h[j][n] = wanted && n < vectors ? hidden[static_cast<long long>(n) * HIDDEN + unit[j]] : 0.0f;
         }
 #pragma unroll
         for (int j = 0; j < DEPTH; j++) {
-            if (unit[j] < 0) continue;
             float row[WIDE];
 #pragma unroll
-            for (int i = 0; i < WIDE; i++) {
-                row[i] = weight(held[j], i);
-                if (INT8) row[i] *= bf16_to_float(scales[static_cast<long long>(unit[j] / GROUP) * WIDTH + column + i]);
+            for (int i = 0; i < WIDE; i++) row[i] = weight(held[j], i);
+#if INT8
+#pragma unroll
+            for (int i = 0; i < WIDE; i += 8) {
+                Floats<8> scale = load<1, 8>(scales, static_cast<long long>(unit[j] / GROUP) * WIDTH + column + i);
+#pragma unroll
+                for (int c = 0; c < 8; c++) row[i + c] *= scale.x[c];
             }
+#endif
 #pragma unroll
             for (int n = 0; n < BATCH; n++) {
-                float h = n < vectors ? hidden[static_cast<long long>(n) * HIDDEN + unit[j]] : 0.0f;
 #pragma unroll
-                for (int i = 0; i < WIDE; i++) sum[n][i] += h * row[i];
+                for (int i = 0; i < WIDE; i++) sum[n][i] += h[j][n] * row[i];
             }
         }
     }

@@ -192,7 +192,7 @@ def _channel_mix(launcher: Launcher, weights: Weights, layer: Layer, mixed: Tens
     _matvec(launcher, mixed, [(layer.key, 0, SQUARE_POSITIVE)], hidden)
     spans, groups = width // SPAN, -(-batch // ROWS)
     slices = max(1, launcher.processors // (spans * groups))
-    length = min(-(-hidden_width // (256 * slices)) * 256, 8192)
+    length = min(-(-hidden_width // (1024 * slices)) * 1024, 8192)
     out = mixed.new_empty(-(-hidden_width // length), batch, width, dtype=torch.float32)
     kernel = _value(weights.dtype, layer.value.scales is not None, width, hidden_width, length, min(batch, ROWS))
     launcher(kernel, (spans, len(out), groups), (hidden, layer.value.weight, layer.value.scales, out, batch))

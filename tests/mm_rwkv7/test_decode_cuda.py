@@ -31,7 +31,6 @@ CONFIG = RWKV7Config(
     vocab_size=50, width=WIDTH, layers=2, decay_rank=5, iclr_rank=6, value_rank=7, gate_rank=9, iclr_multiplier=1.5
 )
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}  # of one kernel
-STEP_BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # of two layers, some steps on
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -73,8 +72,15 @@ def scattered(batch: int, slots: int, device: torch.device) -> Tensor:
     return chosen
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize(("batch", "mixes", "wide"), [(1, 6, False), (5, 1, False), (5, 6, True)])
+@pytest.mark.parametrize(
+    ("dtype", "batch", "mixes", "wide"),
+    [
+        (torch.float32, 1, 6, False),
+        (torch.float16, 2, 6, False),
+        (torch.bfloat16, 5, 1, False),
+        (torch.bfloat16, 5, 6, True),
+    ],
+)
 def test_mix(launcher: Launcher, dtype: torch.dtype, batch: int, mixes: int, wide: bool) -> None:
     at = {"device": launcher.device}
     x, parts = 2 * torch.randn(batch, WIDTH, **at) + 1, torch.randn(3, batch, WIDTH, **at)
@@ -186,13 +192,14 @@ def test_matvec(launcher: Launcher, dtype: torch.dtype, is_int8: bool, batch: in
 @pytest.mark.parametrize(("dtype", "is_int8"), [(torch.float32, False), (torch.float16, False), (torch.float16, True)])
 def test_value_product_skips_zeros(launcher: Launcher, dtype: torch.dtype, is_int8: bool, batch: int) -> None:
     """Few, no and all hidden units at work give what the dense product gives; rows of others are not read."""
-    value = torch.randn(WIDTH, HIDDEN, device=launcher.device).to(dtype)
+    units = 1984  # of which the second block finds less than a whole slice
+    value = torch.randn(WIDTH, units, device=launcher.device).to(dtype)
     linear = Int8Linear(value) if is_int8 else None
     dense = linear.dequantised(torch.float64) if linear else value.double()
     matrix = Matrix(linear.weight, linear.scales) if linear else Matrix(value)
     for share in (0.1, 0.0, 1.0):
-        hidden = torch.rand(batch, HIDDEN, device=launcher.device)
-        hidden *= torch.rand(HIDDEN, device=launcher.device) < share
+        hidden = torch.rand(batch, units, device=launcher.device)
+        hidden *= torch.rand(units, device=launcher.device) < share
         transposed = cuda_decode._transposed(matrix)
         if not is_int8:
             transposed.weight[(hidden == 0).all(0)] = torch.nan
@@ -203,7 +210,7 @@ def test_value_product_skips_zeros(launcher: Launcher, dtype: torch.dtype, is_in
 
 def value_product(launcher: Launcher, dtype: torch.dtype, value: Matrix, hidden: Tensor) -> Tensor:
     out = hidden.new_empty(2, len(hidden), WIDTH)
-    kernel = kernels._value(dtype, value.scales is not None, WIDTH, HIDDEN, 256, min(len(hidden), 8))
+    kernel = kernels._value(dtype, value.scales is not None, WIDTH, hidden.shape[1], 1024, min(len(hidden), 8))
     grid = (WIDTH // kernels.SPAN, 2, -(-len(hidden) // 8))
     launcher(kernel, grid, (hidden, value.weight, value.scales, out, len(hidden)))
     return out.sum(0)
@@ -280,20 +287,28 @@ def random_ids(batch: int) -> Tensor:
 def assert_steps_fit(
     launcher: Launcher, dtype: torch.dtype, batch: int, is_int8: bool = False, config: RWKV7Config = CONFIG
 ) -> None:
+    """Three steps come as near to the model in fp32 as the bound, or as its modules come in `dtype`, with a margin for
+    luck: a random model may make much of a rounding."""
     model, exact = model_pair(dtype, launcher.device, is_int8, config)
     step = step_of(model, launcher)
-    state, expected_state = model.initial_state(batch), exact.initial_state(batch)
-    bound = STEP_BOUNDS[dtype]
+    state = by_modules = model.initial_state(batch)
+    expected_state = exact.initial_state(batch)
+
+    def assert_near(found: Tensor, modules: Tensor, expected: Tensor) -> None:
+        assert error(found, expected) < max(BOUNDS[dtype], 1.5 * error(modules, expected))
+
     for _ in range(3):
         ids = random_ids(batch)
-        hidden, state = step(model.embed(ids.to(launcher.device)), state)
+        x = model.embed(ids.to(launcher.device))
+        hidden, state = step(x, state)
+        modules, by_modules = model.hidden(x[:, None], by_modules)
         expected, expected_state = exact.hidden(exact.embed(ids)[:, None], expected_state)
         assert hidden.dtype == dtype
-        assert error(hidden, expected[:, 0]) < bound
-    for layer, expected_layer in zip(state.layers, expected_state.layers, strict=True):
-        for one, other in zip(layer, expected_layer, strict=True):
-            assert error(one, other) < bound
-    assert error(step.logits(hidden), exact.head(expected[:, 0])) < bound
+        assert_near(hidden, modules[:, 0], expected[:, 0])
+    for layers in zip(state.layers, by_modules.layers, expected_state.layers, strict=True):
+        for tensors in zip(*layers, strict=True):
+            assert_near(*tensors)
+    assert_near(step.logits(hidden), model.head(modules[:, 0]), exact.head(expected[:, 0]))
     assert state.tokens_seen == 3
 
 
