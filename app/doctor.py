@@ -50,12 +50,16 @@ def examine() -> Diagnosis:
 def _cuda() -> str:
     import torch
 
+    from mm_rwkv7.ops import driver, nvrtc
+
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         capability = f"{properties.major}.{properties.minor}"
+        against = driver.unavailable(0)
+        kernels = f"no kernels: {against}" if against else "kernels compiled by NVRTC {}.{}".format(*nvrtc.version())
         return (
             f"CUDA device: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, "
-            f"compute capability {capability}, torch built for CUDA {torch.version.cuda}"
+            f"compute capability {capability}, torch built for CUDA {torch.version.cuda}; {kernels}"
         )
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     return f"no CUDA device: torch.cuda.is_available() is False (torch is {built})"

@@ -152,7 +152,7 @@ DEVICE unsigned shared_address(const void* shared) { return static_cast<unsigned
 // (warp) Matrices of 8 x 8 16-bit elements from shared memory. Lane 8 i + j holds the address of row j of matrix i, 16
 // bytes that begin at a multiple of 16; lane l receives elements 2 (l % 4) and + 1 of row l / 4 of matrix i in r[i], the
 // first in the low half. With _trans it receives the elements of column l / 4 in rows 2 (l % 4) and + 1. The x2 forms
-// take addresses from lanes 0 to 15 only.
+// take addresses from lanes 0 to 15; on sm_75 the other lanes too must hold addresses that can be read.
 DEVICE void ldmatrix_x4(unsigned (&r)[4], const void* shared) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

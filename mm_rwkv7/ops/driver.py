@@ -17,6 +17,23 @@ from .kernel import Argument, Kernel
 LOWEST_CAPABILITY = (7, 5)
 
 
+class _Cells(threading.local):
+    """For each count of arguments 8 bytes per argument, and an array of pointers to them, as the driver wants it. Every
+    thread has its own and uses them again: the driver copies the arguments before it returns."""
+
+    def __init__(self) -> None:
+        self.of_count: dict[int, tuple[Any, int]] = {}
+        self._pointers: list[Any] = []  # kept alive
+
+    def add(self, count: int) -> tuple[Any, int]:
+        cells = (ctypes.c_uint64 * count)()
+        first = ctypes.addressof(cells)
+        pointers = (ctypes.c_uint64 * count)(*range(first, first + 8 * count, 8))
+        self._pointers.append(pointers)
+        self.of_count[count] = cells, ctypes.addressof(pointers)
+        return self.of_count[count]
+
+
 class DriverLauncher:
     """A `Launcher` for one GPU. A kernel is compiled and loaded when it is first prepared or launched; from then on a
     launch only hands it to the driver: it waits for nothing, and a CUDA graph can capture it.
@@ -31,6 +48,7 @@ class DriverLauncher:
         self._current_stream = current_stream
         self._functions: dict[Kernel, Any] = {}
         self._lock = threading.Lock()
+        self._cells = _Cells()
         self._call(driver.cuInit, 0)
         handle = self._call(driver.cuDeviceGet, device.index)
         self._context = self._call(driver.cuDevicePrimaryCtxRetain, handle)  # torch's; held until the process ends
@@ -49,23 +67,24 @@ class DriverLauncher:
         if function is None:
             self.prepare(kernel)
             function = self._functions[kernel]
-        count = len(arguments)
-        cells = (ctypes.c_uint64 * count)(*[self._bits(argument) for argument in arguments])
-        first = ctypes.addressof(cells)
-        slots = (ctypes.c_uint64 * count)(*range(first, first + 8 * count, 8))
+        count, index = len(arguments), self.device.index
+        cells, slots = self._cells.of_count.get(count) or self._cells.add(count)
+        cells[:] = [
+            argument.data_ptr()
+            if isinstance(argument, Tensor) and argument.get_device() == index
+            else self._bits(argument)
+            for argument in arguments
+        ]
         sizes = (*grid, kernel.threads, 1, 1, kernel.shared)
-        with_context = self._in_context()
+        entered = self._in_context()
         try:
-            # The driver copies the arguments before it returns.
-            stream = self._current_stream()
-            (status,) = self._driver.cuLaunchKernel(function, *sizes, stream, ctypes.addressof(slots), 0)
+            (status,) = self._driver.cuLaunchKernel(function, *sizes, self._current_stream(), slots, 0)
         finally:
-            self._leave(with_context)
+            self._leave(entered)
         if status:
             reason = self._error(status)
-            raise RuntimeError(
-                f"{kernel.name}: {reason} (grid {grid}, {kernel.threads} threads, {kernel.shared} bytes)"
-            )
+            asked = f"grid {grid}, {kernel.threads} threads, {kernel.shared} bytes of shared memory"
+            raise RuntimeError(f"{kernel.name}: {reason} ({asked})")
 
     def prepare(self, kernel: Kernel) -> None:
         """Compile and load a kernel, so that its launches can be captured. RuntimeError during a capture."""
@@ -87,11 +106,9 @@ class DriverLauncher:
             self._functions[kernel] = function
 
     def _bits(self, argument: Argument) -> int:
-        """What the kernel reads as its parameter, in the low bytes."""
+        """What the kernel reads as its parameter, in the low bytes, for what is no tensor on the device."""
         if isinstance(argument, Tensor):
-            if argument.get_device() != self.device.index:
-                raise ValueError(f"a kernel was given a tensor on {argument.device}, expected {self.device}")
-            return argument.data_ptr()
+            raise ValueError(f"a kernel was given a tensor on {argument.device}, expected {self.device}")
         if argument is None:
             return 0
         if isinstance(argument, float):

@@ -1,4 +1,4 @@
-"""CUDA C++ to machine code for one chip, by NVRTC, the compiler library that comes with torch. No GPU is needed for it."""
+"""CUDA C++ to machine code for one chip, by NVRTC, the compiler library that comes with torch. It needs no GPU."""
 
 import re
 from dataclasses import dataclass
@@ -7,10 +7,20 @@ from pathlib import Path
 from .artefacts import compiled, source
 from .kernel import Kernel
 
+# Bytes of shared memory that a block may take, by capability: CUDA C++ programming guide, "Compute Capabilities".
 SHARED_LIMITS = {
-    **{(7, 5): 64 << 10, (8, 0): 163 << 10, (8, 6): 99 << 10, (8, 7): 163 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10},
-    **{(10, 0): 227 << 10, (10, 3): 227 << 10, (11, 0): 227 << 10, (12, 0): 99 << 10, (12, 1): 99 << 10},
-}  # bytes of shared memory that a block may take, by capability: CUDA C++ programming guide, compute capabilities
+    (7, 5): 64 << 10,
+    (8, 0): 163 << 10,
+    (8, 6): 99 << 10,
+    (8, 7): 163 << 10,
+    (8, 9): 99 << 10,
+    (9, 0): 227 << 10,
+    (10, 0): 227 << 10,
+    (10, 3): 227 << 10,
+    (11, 0): 227 << 10,
+    (12, 0): 99 << 10,
+    (12, 1): 99 << 10,
+}
 FLAGS = ("--std=c++17", "-default-device", "--ptxas-options=-v")
 
 
@@ -27,6 +37,22 @@ class Resources:
     spill_stores: int
     spill_loads: int
     shared: int
+
+
+def version() -> tuple[int, int]:
+    """Of NVRTC. RuntimeError when the library is not there."""
+    from cuda.bindings import nvrtc
+
+    _, major, minor = _checked(nvrtc.nvrtcVersion())
+    return major, minor
+
+
+def capabilities() -> list[tuple[int, int]]:
+    """Those that NVRTC compiles for."""
+    from cuda.bindings import nvrtc
+
+    _, numbers = _checked(nvrtc.nvrtcGetSupportedArchs())
+    return [divmod(number, 10) for number in numbers]
 
 
 def cubin(kernel: Kernel, capability: tuple[int, int]) -> bytes:
@@ -50,14 +76,11 @@ def resources(kernel: Kernel, capability: tuple[int, int]) -> Resources:
 
 def _code_and_log(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, str]:
     """Kept in one file: the log's length in a line of its own, the log, the cubin."""
-    from cuda.bindings import nvrtc
-
     arch = f"sm_{capability[0]}{capability[1]}"
     text = source(kernel.source)
     headers = _headers(text)
     flags = [*FLAGS, f"--gpu-architecture={arch}", *(f"-D{name}={value}" for name, value in kernel.defines)]
-    version = _checked(nvrtc.nvrtcVersion())
-    made_of: list[str | bytes] = [text.read_bytes(), *flags, str(version[1:])]
+    made_of: list[str | bytes] = [text.read_bytes(), *flags, str(version())]
     for name, content in sorted(headers.items()):
         made_of += [name, content]
 

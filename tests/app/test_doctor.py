@@ -3,6 +3,7 @@
 import builtins
 import json
 import platform
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from app.cli import main
 from app.doctor import examine
+from mm_rwkv7.ops import driver
 
 
 def test_json_has_the_agreed_fields(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +37,16 @@ def test_a_missing_gpu_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     diagnosis = examine()
     assert diagnosis.device == "cpu"
     assert any("torch.cuda.is_available() is False" in reason for reason in diagnosis.reasons)
+
+
+def test_a_gpu_whose_kernels_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="NVIDIA T4", total_memory=16 << 30, major=7, minor=5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    for against, expected in ((None, "; kernels compiled by NVRTC "), ("no driver", "; no kernels: no driver")):
+        monkeypatch.setattr(driver, "unavailable", lambda index, answer=against: answer)
+        (line,) = [reason for reason in examine().reasons if reason.startswith("CUDA device: NVIDIA T4")]
+        assert expected in line
 
 
 def test_a_broken_torch_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

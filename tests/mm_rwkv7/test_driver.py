@@ -176,7 +176,7 @@ def test_errors_speak() -> None:
     launcher = make(fake)
     fake.launch_status = 701
     with pytest.raises(
-        RuntimeError, match=r"reverse: CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: too many resources .*256 bytes"
+        RuntimeError, match=r"reverse: CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: too many resources .*256 bytes of shared"
     ):
         launcher(REVERSE, (1, 1, 1), ())
     assert fake.contexts == [7]

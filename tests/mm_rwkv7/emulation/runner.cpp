@@ -471,7 +471,8 @@ extern "C" const emulation::Kernel* find_kernel(const char* name) {
 }
 
 // Returns 0, or 1 with what went wrong in `message`.
-extern "C" int launch(const char* name, const int* grid, int threads, std::size_t shared, void** slots, char* message, std::size_t size) {
+extern "C" int launch(const char* name, const int* grid, int threads, std::size_t shared, void** slots, char* message,
+                      std::size_t size) {
     using namespace emulation;
     static std::mutex one_at_a_time;
     std::lock_guard lock(one_at_a_time);
@@ -497,9 +498,9 @@ extern "C" int launch(const char* name, const int* grid, int threads, std::size_
 }
 
 #if defined(SANITIZE_THREAD) || defined(SANITIZE_ADDRESS)
-// Arguments: a file and the kernel's name. The launch stands in the file, and its tensors' memory is written back there.
-//   int64: grid (3), threads, shared, count of blocks of memory, count of arguments; then the size of each memory, then two
-//   for every argument: -1 and the bits of a number, -2 for a null pointer, else a memory and an offset; then the memories.
+// Arguments: a file and the kernel's name. The launch stands in the file, and the memory of its tensors is written back
+// there. In int64: grid (3), threads, shared, count of memories, count of arguments; the size of each memory; two for every
+// argument, a memory and an offset in it, or -1 and the bits of a number or null pointer. Then the memories themselves.
 int main(int, char** names) {
     FILE* file = std::fopen(names[1], "r+b");
     auto number = [&] {
