@@ -38,12 +38,13 @@ def examine() -> Diagnosis:
         first = str(error).partition("\n")[0]
         return Diagnosis(python, None, None, None, [f"torch cannot be imported: {first}", model])
 
-    from mm_rwkv7.ops import wkv_path
+    from mm_rwkv7.ops import wkv_path, wkv_reason
     from mm_rwkv7.weights import choose_device
 
     device = choose_device("auto")
-    path = wkv_path(device)
-    reasons = [_cuda(), _cpu(), f"portable path: {path}, plain PyTorch, for want of a kernel of its own", model]
+    path, against = wkv_path(device), wkv_reason(device)
+    kernel = f"plain PyTorch: {against}" if against else "a kernel compiled for this machine"
+    reasons = [_cuda(), _cpu(), f"WKV-7: {path}, {kernel}", model]
     return Diagnosis(python, torch.__version__, str(device), path, reasons)
 
 

@@ -17,6 +17,7 @@ class DType(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
+    INT8 = "int8"
 
 
 Model = Annotated[
@@ -28,7 +29,8 @@ InType = Annotated[
     DType,
     typer.Option(
         "--dtype",
-        help="Precision of the weights; auto is bf16 on a GPU, else fp32. `inspect` tells what a file is stored in.",
+        help="Precision of the weights; auto is bf16 on a GPU, else fp32. int8 rounds the language model's matrices. "
+        "`inspect` tells what a file is stored in.",
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]

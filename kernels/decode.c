@@ -23,6 +23,7 @@
 #include "team.h"
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 enum { W = 16 }; /* floats in a vector */
 #elif defined(__AVX__)
 enum { W = 8 };
@@ -34,12 +35,12 @@ typedef float Vec __attribute__((vector_size(4 * W)));
 typedef uint32_t Bits __attribute__((vector_size(4 * W)));
 typedef int32_t Ints __attribute__((vector_size(4 * W)));
 typedef uint16_t Halves __attribute__((vector_size(2 * W)));
-typedef int8_t Bytes __attribute__((vector_size(W)));
+typedef float Quarter __attribute__((vector_size(16)));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-enum { ROWS = 8, GROUP = 64, LINE = 64 };
+enum { ROWS = 8, GROUP = 64, LINE = 64, AHEAD = 8192 };
 enum { FP32, BF16, FP16, INT8 };
 static const int element_bytes[] = {4, 2, 2, 1};
 
@@ -51,7 +52,8 @@ enum {
 };
 enum { LN0_WEIGHT, LN0_BIAS, LN_OUT_WEIGHT, LN_OUT_BIAS };
 
-/* A tensor: int8 has a bf16 scale for each 64 of a row, and rows filled up with zeros to a multiple of that. */
+/* A tensor. An int8 row is filled up with zeros to groups of 64, each with a bf16 scale. Weight 16 j + i of a group is its
+ * byte 4 i + j, so that a vector of 4-byte lanes gives four vectors of neighbours by shifts. */
 typedef struct {
     const void *data;
     const uint16_t *scales;
@@ -89,38 +91,50 @@ INLINE float bf16(uint16_t bits) {
     return x;
 }
 
-/* W elements from the i-th on, as fp32. fp16 becomes fp32 by moving its exponent, which subnormals survive. */
+/* W elements from the i-th on, as fp32. Compilers split this conversion when vectors are 64 bytes long. */
 INLINE Vec load(int type, const void *data, size_t i) {
     if (type == FP32) return load_fp32((const float *)data + i);
-    if (type == INT8) {
-        Bytes bytes;
-        memcpy(&bytes, (const int8_t *)data + i, sizeof bytes);
-        return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Vec);
-    }
+    const uint16_t *place = (const uint16_t *)data + i;
+#if defined(__AVX512F__)
+    const __m256i halves = _mm256_loadu_si256((const __m256i *)place);
+    if (type == FP16) return (Vec)_mm512_cvtph_ps(halves);
+    return (Vec)((Bits)_mm512_cvtepu16_epi32(halves) << 16);
+#else
     Halves halves;
-    memcpy(&halves, (const uint16_t *)data + i, sizeof halves);
+    memcpy(&halves, place, sizeof halves);
     const Bits bits = __builtin_convertvector(halves, Bits);
     if (type == BF16) return (Vec)(bits << 16);
-    const Vec magnitude = (Vec)((bits & 0x7fff) << 13) * 0x1p112f;
+    const Vec magnitude = (Vec)((bits & 0x7fff) << 13) * 0x1p112f; /* moves the exponent, which subnormals survive */
     return (Vec)((Bits)magnitude | (bits & 0x8000) << 16);
+#endif
+}
+
+/* W weights of an int8 group from the j-th on, as fp32: byte j / 16 of each 4-byte lane (see GROUP). */
+INLINE Vec load_int8(const void *group, int j) {
+    const int byte = j / (GROUP / 4), lane = j % (GROUP / 4);
+    Ints lanes;
+    memcpy(&lanes, (const int32_t *)group + lane, sizeof lanes);
+    return __builtin_convertvector((Ints)((Bits)lanes << (24 - 8 * byte)) >> 24, Vec);
 }
 
 INLINE float load_one(int type, const void *data, size_t i) {
     if (type == FP32) return ((const float *)data)[i];
-    if (type == INT8) return ((const int8_t *)data)[i];
     const uint16_t bits = ((const uint16_t *)data)[i];
     if (type == BF16) return bf16(bits);
-    const float magnitude = bf16(0) + ldexpf((float)(bits & 0x3ff) + (bits & 0x7c00 ? 1024.0f : 0.0f),
-                                             (bits & 0x7c00 ? (bits >> 10 & 31) : 1) - 25);
+    const float magnitude = ldexpf((float)(bits & 0x3ff) + (bits & 0x7c00 ? 1024.0f : 0.0f),
+                                   (bits & 0x7c00 ? (bits >> 10 & 31) : 1) - 25);
     return bits & 0x8000 ? -magnitude : magnitude;
 }
 
 INLINE float sum(Vec v) {
-    float lanes[W];
-    memcpy(lanes, &v, sizeof lanes);
-    for (int half = W / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    return lanes[0];
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    Quarter quarters[W / 4];
+    memcpy(quarters, &v, sizeof quarters);
+    for (int i = 1; i < W / 4; i++) quarters[0] += quarters[i];
+    return (quarters[0][0] + quarters[0][1]) + (quarters[0][2] + quarters[0][3]);
+#endif
 }
 
 /* e^x to 2 in 10^7, for |x| < 87; beyond, the nearest that it can say. */
@@ -208,63 +222,49 @@ INLINE void finish_one(float *out, float y, int finish) {
     *out = y;
 }
 
-/* `together` rows of a matrix against B vectors: every weight is read and made fp32 once. */
-INLINE void some_rows(int type, const Product *p, int row, int together, int B) {
-    enum { AHEAD = 2048 }; /* bytes: how far memory is asked for before it is needed */
+/* Asks for the line that lies AHEAD of a place. Rows lie one after another, so this is what comes next. */
+#define FETCH_AHEAD(place) __builtin_prefetch((const char *)(place) + AHEAD)
+
+/* One row of a matrix against B vectors: every weight is read and made fp32 once. One stream of memory is faster than
+ * several rows at a time. */
+INLINE void one_row(int type, const Product *p, int row, int B) {
     const size_t stride = type == INT8 ? (size_t)(p->n + GROUP - 1) / GROUP * GROUP : (size_t)p->n;
-    const char *data[4];
-    Vec total[4][ROWS];
-    UNROLL for (int r = 0; r < together; r++) {
-        data[r] = (const char *)p->tensor->data + (size_t)(row + r) * stride * element_bytes[type];
-        UNROLL for (int b = 0; b < B; b++) total[r][b] = (Vec){0};
-    }
+    const char *data = (const char *)p->tensor->data + (size_t)row * stride * element_bytes[type];
+    Vec total[ROWS];
+    UNROLL for (int b = 0; b < B; b++) total[b] = (Vec){0};
     int i = 0;
     if (type == INT8) {
-        const size_t groups = stride / GROUP;
-        const uint16_t *scales = p->tensor->scales + (size_t)row * groups;
+        const uint16_t *scales = p->tensor->scales + (size_t)row * (stride / GROUP);
         for (; i < (int)stride; i += GROUP) {
-            Vec part[4][ROWS];
-            UNROLL for (int r = 0; r < together; r++) {
-                __builtin_prefetch(data[r] + i + AHEAD);
-                UNROLL for (int b = 0; b < B; b++) part[r][b] = (Vec){0};
-            }
+            Vec part[ROWS];
+            FETCH_AHEAD(data + i);
+            UNROLL for (int b = 0; b < B; b++) part[b] = (Vec){0};
             UNROLL for (int j = 0; j < GROUP; j += W) {
-                UNROLL for (int r = 0; r < together; r++) {
-                    const Vec weight = load(INT8, data[r], i + j);
-                    UNROLL for (int b = 0; b < B; b++) part[r][b] += weight * load_fp32(p->x + b * p->x_stride + i + j);
-                }
+                const Vec weight = load_int8(data + i, j);
+                UNROLL for (int b = 0; b < B; b++) part[b] += weight * load_fp32(p->x + b * p->x_stride + i + j);
             }
-            UNROLL for (int r = 0; r < together; r++) {
-                const float scale = bf16(scales[r * groups + i / GROUP]);
-                UNROLL for (int b = 0; b < B; b++) total[r][b] += part[r][b] * scale;
-            }
+            const float scale = bf16(scales[i / GROUP]);
+            UNROLL for (int b = 0; b < B; b++) total[b] += part[b] * scale;
         }
     } else {
         const int step = LINE / element_bytes[type];
         for (; i + step <= p->n; i += step) {
-            UNROLL for (int r = 0; r < together; r++) __builtin_prefetch(data[r] + i * element_bytes[type] + AHEAD);
+            FETCH_AHEAD(data + i * element_bytes[type]);
             UNROLL for (int j = 0; j < step; j += W) {
-                UNROLL for (int r = 0; r < together; r++) {
-                    const Vec weight = load(type, data[r], i + j);
-                    UNROLL for (int b = 0; b < B; b++)
-                        total[r][b] += weight * load_fp32(p->x + b * p->x_stride + i + j);
-                }
+                const Vec weight = load(type, data, i + j);
+                UNROLL for (int b = 0; b < B; b++) total[b] += weight * load_fp32(p->x + b * p->x_stride + i + j);
             }
         }
     }
-    UNROLL for (int r = 0; r < together; r++) {
-        UNROLL for (int b = 0; b < B; b++) {
-            float y = sum(total[r][b]);
-            for (int j = i; j < p->n; j++) y += load_one(type, data[r], j) * p->x[b * p->x_stride + j];
-            finish_one(p->out + (size_t)b * p->out_stride + row + r, y, p->finish);
-        }
+    UNROLL for (int b = 0; b < B; b++) {
+        float y = sum(total[b]);
+        for (int j = i; j < p->n; j++) y += load_one(type, data, j) * p->x[b * p->x_stride + j];
+        finish_one(p->out + (size_t)b * p->out_stride + row, y, p->finish);
     }
 }
 
 INLINE void rows_of(int type, const Product *p, int from, int to, int B) {
-    const int together = B == 1 ? 4 : B <= 4 ? 2 : 1;
-    for (; from + together <= to; from += together) some_rows(type, p, from, together, B);
-    for (; from < to; from++) some_rows(type, p, from, 1, B);
+    for (int row = from; row < to; row++) one_row(type, p, row, B);
 }
 
 #define ROWS_OF(type)                                         \
@@ -286,7 +286,7 @@ static void rows_int8(const Product *p, int from, int to, int B) { ROWS_OF(INT8)
 
 /* out (n) = x (R) times columns [from, from + n) of a matrix (R, columns), for one vector x. */
 INLINE void columns_typed(int type, const void *data, int R, int columns, int from, int n, const float *x, float *out) {
-    enum { AHEAD = 8 }; /* rows */
+    enum { ROWS_AHEAD = 8 };
     int j = 0;
     for (; j + 4 * W <= n; j += 4 * W) {
         Vec total[2][4] = {{{0}}};
@@ -294,7 +294,7 @@ INLINE void columns_typed(int type, const void *data, int R, int columns, int fr
         for (; i + 2 <= R; i += 2)
             UNROLL for (int odd = 0; odd < 2; odd++) {
                 const size_t at = (size_t)(i + odd) * columns + from + j;
-                __builtin_prefetch((const char *)data + (at + (size_t)AHEAD * columns) * element_bytes[type]);
+                __builtin_prefetch((const char *)data + (at + (size_t)ROWS_AHEAD * columns) * element_bytes[type]);
                 UNROLL for (int u = 0; u < 4; u++) total[odd][u] += load(type, data, at + u * W) * x[i + odd];
             }
         for (; i < R; i++)

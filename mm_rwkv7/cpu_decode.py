@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_rwkv7.int8 import Int8Linear
+from mm_rwkv7.linear import Linear
 from mm_rwkv7.ops.compiler import NoKernelError
 from mm_rwkv7.ops.decode import AROUND_TENSORS, LAYER_TENSORS, ROWS, CompiledStep, Weight
 from mm_rwkv7.rwkv7 import RWKV7
@@ -63,7 +64,7 @@ def _weight(module: nn.Module, path: str) -> Weight:
     found = module
     for name in path.split("."):
         found = getattr(found, name)
-    if type(found) is nn.Linear and found.bias is None:
+    if type(found) is Linear:
         return Weight(found.weight)
     if isinstance(found, Int8Linear):
         return Weight(found.weight, found.scales)

@@ -16,6 +16,7 @@ from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.decode import Stepper, stepper
 from mm_rwkv7.generate import Decoder, prefill
+from mm_rwkv7.int8 import quantise
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
@@ -24,7 +25,7 @@ from mm_rwkv7.processor import Batch, Message, Processor
 from mm_rwkv7.sampling import Sampler, Sampling
 from mm_rwkv7.state import State
 from mm_rwkv7.tokenizer import Tokenizer
-from mm_rwkv7.weights import choose_device, choose_dtype, locate
+from mm_rwkv7.weights import INT8, choose_device, choose_dtype, locate
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,10 @@ class Pipeline:
         began = time.perf_counter()
         where = choose_device(device)
         opened = open_checkpoint(locate(model))
-        loaded = checkpoint.build(opened, choose_dtype(dtype, where)).to(where)
+        loaded = checkpoint.build(opened, choose_dtype(dtype, where))
+        if dtype == INT8:
+            quantise(loaded.lm)
+        loaded = loaded.to(where)
         return cls(loaded, os.fspath(model), time.perf_counter() - began, opened, pad_compat)
 
     @property

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mm_rwkv7.int8 import quantise
 from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.language import language_model
 from mm_rwkv7.interop.sizes import sizes
-from mm_rwkv7.ops import wkv7
+from mm_rwkv7.linear import Linear
+from mm_rwkv7.ops import linear, wkv7
 from mm_rwkv7.state import LayerState, State
 from mm_rwkv7.typed import build
-from mm_rwkv7.weights import choose_device, choose_dtype, load_strictly, locate
+from mm_rwkv7.weights import INT8, choose_device, choose_dtype, load_strictly, locate
 
 DECAY_FLOOR = -math.exp(-0.5)  # the strongest log-decay that the sigmoid can reach
 
@@ -136,10 +138,10 @@ class TimeMix(nn.Module):
             self.register_parameter(f"{name}1", nn.Parameter(torch.empty(D, rank)))
             self.register_parameter(f"{name}2", nn.Parameter(torch.empty(rank, D)))
         self.r_k = nn.Parameter(torch.empty(H, N))
-        self.receptance = nn.Linear(D, D, bias=False)
-        self.key = nn.Linear(D, D, bias=False)
-        self.value = nn.Linear(D, D, bias=False)
-        self.output = nn.Linear(D, D, bias=False)
+        self.receptance = Linear(D, D)
+        self.key = Linear(D, D)
+        self.value = Linear(D, D)
+        self.output = Linear(D, D)
         self.ln_x = nn.GroupNorm(H, D, eps=N * 1e-5)
 
     def forward(
@@ -156,14 +158,14 @@ class TimeMix(nn.Module):
         k = self.key(xk)
         v = self.value(xv)
         a0, k_k, k_a, r_k = (vector.to(r.dtype) for vector in (self.a0, self.k_k, self.k_a, self.r_k))
-        decay = self.w0.float() + (torch.tanh(xw @ self.w1) @ self.w2).float()
+        decay = self.w0.float() + (linear(torch.tanh(linear(xw, self.w1.T)), self.w2.T)).float()
         log_w = DECAY_FLOOR * torch.sigmoid(decay)
-        iclr = torch.sigmoid(a0 + (xa @ self.a1) @ self.a2)
-        gate = torch.sigmoid(xg @ self.g1) @ self.g2
+        iclr = torch.sigmoid(a0 + linear(linear(xa, self.a1.T), self.a2.T))
+        gate = linear(torch.sigmoid(linear(xg, self.g1.T)), self.g2.T)
         if v_first is None:
             v_first = v
         else:
-            v = torch.lerp(v, v_first, torch.sigmoid(self.v0.to(r.dtype) + (xv @ self.v1) @ self.v2))
+            v = torch.lerp(v, v_first, torch.sigmoid(self.v0.to(r.dtype) + linear(linear(xv, self.v1.T), self.v2.T)))
         kappa = F.normalize((k * k_k).view(heads).float(), dim=-1, eps=1e-12)
         k = k * torch.addcmul(1 - k_a, iclr, k_a)  # k (1 + (iclr - 1) k_a)
         b = kappa * (iclr * self.config.iclr_multiplier).view(heads)
@@ -184,8 +186,8 @@ class ChannelMix(nn.Module):
     def __init__(self, config: RWKV7Config) -> None:
         super().__init__()
         self.x_k = nn.Parameter(torch.empty(config.width))
-        self.key = nn.Linear(config.width, config.hidden, bias=False)
-        self.value = nn.Linear(config.hidden, config.width, bias=False)
+        self.key = Linear(config.width, config.hidden)
+        self.value = Linear(config.hidden, config.width)
 
     def forward(self, x: Tensor, carried: Tensor, neighbours: Neighbours | None) -> tuple[Tensor, Tensor]:
         """x (B, T, D) -> (out (B, T, D), token to carry)."""
@@ -225,7 +227,7 @@ class RWKV7(nn.Module):
         self.ln0 = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.ln_out = nn.LayerNorm(config.width)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Linear(config.width, config.vocab_size)
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], device: str = "auto", dtype: str = "auto") -> "RWKV7":
@@ -243,6 +245,8 @@ class RWKV7(nn.Module):
         with torch.device("meta"):
             lm = cls(config)
         load_strictly(lm, found.tensors, path, number, where, found.spell)
+        if dtype == INT8:
+            quantise(lm)
         return lm.eval()
 
     def forward(

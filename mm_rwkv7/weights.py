@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mm_rwkv7.hub import PREFIX, fetch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+INT8 = "int8"
 STORED = (*DTYPES.values(), torch.float64)
 BUNDLED = {"nano": Path(__file__).parent / "nano"}
 
@@ -43,11 +44,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on a GPU that has it and fp32 elsewhere."""
+    """`auto` is bf16 on a GPU that has it and fp32 elsewhere. `int8` is for the matrices (`mm_rwkv7.int8`); the rest is
+    bf16 wherever products of it are fast."""
     if name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if name == INT8:
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        name = "bf16" if fast else "fp32"
     if name not in DTYPES:
-        raise ValueError(f"dtype is {name!r}, expected auto, {', '.join(DTYPES)}")
+        raise ValueError(f"dtype is {name!r}, expected auto, {', '.join(DTYPES)}, {INT8}")
     return DTYPES[name]
 
 

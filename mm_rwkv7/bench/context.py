@@ -1,60 +1,110 @@
-"""A long text in pieces: does memory stay where it is, and does speed?
+"""Speed and memory against the length of what was read: RWKV-7 beside a Llama of the same size."""
 
-T tokens of the text.
-"""
-
-import resource
 import sys
-import time
 from argparse import ArgumentParser, Namespace
+from functools import partial
+from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from mm_rwkv7.generate import PIECE, prefill
-from mm_rwkv7.pipeline import Pipeline
-from mm_rwkv7.state import State
+from mm_rwkv7.bench.long_text import read_long_text
+from mm_rwkv7.bench.readers import Attention, Reader, Recurrent
+from mm_rwkv7.bench.shapes import add_shape, parameters, shape
+from mm_rwkv7.bench.timing import time_in_turns, timed
+from mm_rwkv7.generate import PIECE
+from mm_rwkv7.weights import choose_device
 
-HELP = "read a long text in pieces: tokens a second and peak memory as it grows"
-REPORTS = 5
+HELP = (
+    "tokens a second and memory against context, beside a same-size Llama; with --T, a long text in pieces. Decoding "
+    "is measured at each context with a state or cache of that size that holds random values; texts are read in pieces "
+    f"of {PIECE} tokens, up to the longest context or for --seconds, whichever ends first."
+)
+SHORTEST = 1024
+WRITTEN = 4  # tokens in one measurement of decoding
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", default="nano", help="nano, hf:OWNER/REPO or a checkpoint folder")
-    parser.add_argument("--T", type=int, default=1_000_000, help="tokens to read (default one million)")
+    add_shape(parser)
+    parser.add_argument("--longest", type=int, default=131072, help="the longest context (default 131072)")
+    parser.add_argument("--seconds", type=float, default=60, help="each model reads for so long (default 60)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of decoding at each context (default 5)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--dtype", default="fp32", help="of weights and cache: fp32, bf16 or fp16 (default fp32)")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it, too")
+    parser.add_argument("--T", type=int, help="instead, read a text of so many tokens with --model: five rows")
+    parser.add_argument("--model", default="nano", help="for --T: nano, hf:OWNER/REPO or a checkpoint folder")
 
 
 def rows(arguments: Namespace) -> list[dict[str, object]]:
-    """One row after each fifth of the text: tokens read, tokens a second since the last row, peak memory so far."""
-    if arguments.T < REPORTS * PIECE:
-        raise ValueError(f"--T is {arguments.T}, expected at least {REPORTS * PIECE}")
-    pipeline = Pipeline.from_pretrained(arguments.model)
-    readable = torch.tensor(pipeline.tokenizer.encode("the quick brown fox jumps over the lazy dog 0123456789\n"))
-    generator = torch.Generator().manual_seed(0)
-    state: State | None = None
-    found: list[dict[str, object]] = []
-    began = time.perf_counter()
-    pieces = arguments.T // PIECE
-    marks = {pieces * (i + 1) // REPORTS for i in range(REPORTS)}
-    last = 0
-    for piece in tqdm(range(1, pieces + 1), unit="piece", file=sys.stderr):
-        choice = torch.randint(len(readable), (1, PIECE), generator=generator)
-        _, state = prefill(pipeline.model, readable[choice].to(pipeline.device), state)
-        if piece in marks:
-            now = time.perf_counter()
-            found.append(
-                {
-                    "tokens": piece * PIECE,
-                    "tokens_per_s": round((piece - last) * PIECE / (now - began)),
-                    "peak_memory_mb": round(_peak_memory() / 1e6, 1),
-                    "state_mb": round(sum(t.nbytes for layer in state.layers for t in layer) / 1e6, 3),
-                }
-            )
-            began, last = now, piece
+    """One row per model and context. `prefill_tokens_per_s` is that of the stretch since the context before, None where
+    the time was up; `memory_mb` is the state or the cache, `weights_mb` the model."""
+    if arguments.T is not None:
+        return read_long_text(arguments.model, arguments.T, arguments.device)
+    for name, least in (("longest", SHORTEST), ("rounds", 2)):
+        if getattr(arguments, name) < least:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}, expected {least} or more")
+    if arguments.dtype not in DTYPES:
+        raise ValueError(f"--dtype is {arguments.dtype!r}, expected one of {', '.join(DTYPES)}")
+    if arguments.plot is not None and not arguments.plot.parent.is_dir():
+        raise ValueError(f"--plot is {arguments.plot}, whose folder does not exist")
+    config, device, dtype = shape(arguments.shape), choose_device(arguments.device), DTYPES[arguments.dtype]
+    recurrent = Recurrent(config, arguments.shape, dtype, device)
+    readers: list[Reader] = [recurrent, Attention(config, parameters(recurrent.model), dtype, device)]
+    contexts = [SHORTEST]
+    while contexts[-1] * 2 <= arguments.longest:
+        contexts.append(contexts[-1] * 2)
+    with torch.inference_mode():
+        read = {reader.name: _prefill(reader, contexts, arguments.seconds, device) for reader in readers}
+        found = [row for context in contexts for row in _decode(readers, context, arguments.rounds, device)]
+    for row in found:
+        row["prefill_tokens_per_s"] = read[str(row["model"])].get(int(str(row["context"])))
+        row |= {"dtype": arguments.dtype, "device": device.type, "threads": torch.get_num_threads()}
+    if arguments.plot is not None:
+        from mm_rwkv7.bench.plot import draw
+
+        draw(found, arguments.plot)
     return found
 
 
-def _peak_memory() -> int:
-    """Bytes of this process at its largest."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _prefill(reader: Reader, contexts: list[int], seconds: float, device: torch.device) -> dict[int, float]:
+    """Context -> tokens a second on the way to it from the one before, as far as `seconds` go."""
+    ids = torch.randint(reader.rows, (1, PIECE), device=device)
+    reader.read(ids, reader.empty())
+    memory, position, total = reader.empty(), 0, 0.0
+    found: dict[int, float] = {}
+    for context in contexts:
+        before, taken = position, 0.0
+        while position < context:
+            if total + taken > seconds * 1000:
+                return found
+            step, (_, memory) = timed(partial(reader.read, ids, memory), device)
+            position, taken = position + PIECE, taken + step
+        total += taken
+        found[context] = round(1000 * (position - before) / taken, 1)
+        print(f"{reader.name} has read {position} tokens", file=sys.stderr)
+    return found
+
+
+def _decode(readers: list[Reader], context: int, rounds: int, device: torch.device) -> list[dict[str, object]]:
+    """Both in turns. A memory grows by what is written after it, so one of the context's size is made with room."""
+    memories = {reader.name: reader.filled(context, (rounds + 1) * WRITTEN) for reader in readers}
+
+    def write(reader: Reader) -> None:
+        for token in torch.randint(reader.rows, (WRITTEN, 1, 1), device=device):
+            _, memories[reader.name] = reader.read(token, memories[reader.name])
+
+    print(f"decoding at {context}", file=sys.stderr)
+    taken = time_in_turns({reader.name: partial(write, reader) for reader in readers}, rounds, device)
+    return [
+        {
+            "model": reader.name,
+            "parameters": parameters(reader.model),
+            "context": context,
+            "decode_tokens_per_s": taken[reader.name].rate(WRITTEN).as_dict(),
+            "prefill_tokens_per_s": None,
+            "memory_mb": round(reader.nbytes(memories[reader.name]) / 1e6, 3),
+            "weights_mb": round(sum(p.nbytes for p in reader.model.parameters()) / 1e6, 1),
+        }
+        for reader in readers
+    ]

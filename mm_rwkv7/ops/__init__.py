@@ -1,6 +1,8 @@
-"""The WKV-7 recurrence: `wkv7` picks the fastest path for its inputs, `wkv7_reference` is the definition."""
+"""The WKV-7 recurrence: `wkv7` picks the fastest path for its inputs, `wkv7_reference` is the definition. And what is
+around it: `linear`."""
 
-from .dispatch import wkv7, wkv_path
+from .dispatch import wkv7, wkv_path, wkv_reason
+from .linear import linear
 from .reference import wkv7_reference
 
-__all__ = ["wkv7", "wkv7_reference", "wkv_path"]
+__all__ = ["linear", "wkv7", "wkv7_reference", "wkv_path", "wkv_reason"]

@@ -14,13 +14,31 @@ from .compiler import load
 
 ROWS = 8  # at most, in one call
 GROUP = 64  # weights of an int8 row that share a scale
+_TIME_MIX = (
+    *("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "receptance", "key", "value", "output"),
+    *(
+        "w0",
+        "w1",
+        "w2",
+        "a0",
+        "a1",
+        "a2",
+        "v0",
+        "v1",
+        "v2",
+        "g1",
+        "g2",
+        "k_k",
+        "k_a",
+        "r_k",
+        "ln_x.weight",
+        "ln_x.bias",
+    ),
+)
 LAYER_TENSORS = (
-    "ln1.weight ln1.bias time_mix.x_r time_mix.x_w time_mix.x_k time_mix.x_v time_mix.x_a time_mix.x_g "
-    "time_mix.receptance time_mix.key time_mix.value time_mix.output time_mix.w0 time_mix.w1 time_mix.w2 "
-    "time_mix.a0 time_mix.a1 time_mix.a2 time_mix.v0 time_mix.v1 time_mix.v2 time_mix.g1 time_mix.g2 "
-    "time_mix.k_k time_mix.k_a time_mix.r_k time_mix.ln_x.weight time_mix.ln_x.bias ln2.weight ln2.bias "
-    "channel_mix.x_k channel_mix.key channel_mix.value"
-).split()
+    *("ln1.weight", "ln1.bias", *(f"time_mix.{name}" for name in _TIME_MIX)),
+    *("ln2.weight", "ln2.bias", "channel_mix.x_k", "channel_mix.key", "channel_mix.value"),
+)
 AROUND_TENSORS = ("ln0.weight", "ln0.bias", "ln_out.weight", "ln_out.bias")
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 

@@ -3,10 +3,14 @@
 B batch, T time, H heads, N head size, S sequences.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
+from .backends import backend, reason_against
 from .chunked import wkv7_chunked
+from .library import wkv7_kernel
 from .reference import wkv7_step
 from .sequences import Inputs, scan_each
 
@@ -28,7 +32,7 @@ def wkv7(
     would wait for the device. A step with log_w, k and b zero leaves the state as it was.
     state: (B, H, N, N) as [value, key], the state before the first step; zeros when None.
     cu_seqlens: (S + 1,) integers from 0 to T: B is 1, S sequences lie one after another, any of them may be empty,
-    and the states are (S, H, N, N).
+    and the states are (S, H, N, N). They are looked at only where they lie on the CPU.
 
     Returns y (B, T, H, N) in v's dtype, and the state after the last step in log_w's, never the caller's tensor.
     Differentiable in everything, the state included. ValueError on shapes and dtypes that do not fit.
@@ -36,39 +40,86 @@ def wkv7(
     """
     inputs = (r, log_w, k, v, a, b)
     _check_inputs(inputs)
-    _check_state(inputs, state, len(r) if cu_seqlens is None else _count_sequences(cu_seqlens, r))
+    rows = len(r) if cu_seqlens is None else _count_sequences(cu_seqlens, r)
+    _check_state(inputs, state, rows)
+    if r.numel() == 0:
+        return _no_step(inputs, state, rows)
+    dtype = functools.reduce(torch.promote_types, {x.dtype for x in (r, k, v, a, b)})
+    if log_w.dtype == torch.float32 and reason_against(r.device, dtype, int(r.shape[-1])) is None:
+        return _kernel(inputs, state, cu_seqlens, dtype)
     if cu_seqlens is not None:
-        return scan_each(_scan, inputs, state, cu_seqlens)
-    return _scan(inputs, state)
+        return scan_each(_portable, inputs, state, cu_seqlens)
+    return _portable(inputs, state)
 
 
 def wkv_path(device: torch.device | str) -> str:
-    """The name of the path that a sequence takes on a device."""
-    return f"torch-chunked ({torch.device(device).type})"
+    """The name of the path that a sequence in fp32 takes on a device, at the published head size."""
+    device = torch.device(device)
+    return f"{'torch-chunked' if wkv_reason(device) else backend(device).name} ({device.type})"
 
 
-def _scan(inputs: Inputs, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def wkv_reason(device: torch.device | str) -> str | None:
+    """Why that path is not a compiled kernel, or None where it is."""
+    return reason_against(torch.device(device), torch.float32, 64)
+
+
+def _kernel(
+    inputs: Inputs, state: Tensor | None, cu_seqlens: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The compiled kernel: as an operator where somebody looks at operators, else at once."""
+    r, log_w, k, v, a, b = inputs
+    r, k, v, a, b = (_laid_out(x, dtype) for x in (r, k, v, a, b))
+    sequence = (r, _laid_out(log_w, torch.float32), k, v, a, b)
+    if state is not None:
+        state = _laid_out(state, torch.float32)
+    if cu_seqlens is not None:
+        cu_seqlens = cu_seqlens.to(r.device, torch.int32).contiguous()
+    given = sequence if state is None else (*sequence, state)
+    wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    if wants_gradient or _is_watched(given) or torch.is_autocast_enabled(r.device.type):
+        y, last, _ = wkv7_kernel(*sequence, state, cu_seqlens, wants_gradient)
+    else:
+        y, last, _ = backend(r.device).forward(sequence, state, cu_seqlens, False)
+    return _laid_out(y, inputs[3].dtype), last
+
+
+def _laid_out(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A test is ten times faster than a conversion that has nothing to do."""
+    return x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()
+
+
+def _is_watched(tensors: Inputs) -> bool:
+    """Whether torch traces, transforms or counts what is done to these tensors."""
+    return (
+        torch.compiler.is_compiling()
+        or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.jit.is_tracing()
+    )
+
+
+def _portable(inputs: Inputs, state: Tensor | None) -> tuple[Tensor, Tensor]:
     if inputs[0].numel() == 0:
-        return _no_step(inputs, state)
+        return _no_step(inputs, state, len(inputs[0]))
     if inputs[0].shape[1] == 1 and not torch.is_grad_enabled():
         return _one_step(inputs, state)
     return wkv7_chunked(inputs, state)
 
 
-def _zero_state(log_w: Tensor) -> Tensor:
-    batch, _, heads, size = log_w.shape
-    return log_w.new_zeros(batch, heads, size, size)
+def _zero_state(log_w: Tensor, rows: int) -> Tensor:
+    _, _, heads, size = log_w.shape
+    return log_w.new_zeros(rows, heads, size, size)
 
 
-def _no_step(inputs: Inputs, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def _no_step(inputs: Inputs, state: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
     _, log_w, _, v, _, _ = inputs
-    last = _zero_state(log_w) if state is None else state.to(log_w.dtype, copy=True)
+    last = _zero_state(log_w, rows) if state is None else state.to(log_w.dtype, copy=True)
     return torch.empty_like(v), last
 
 
 def _one_step(inputs: Inputs, state: Tensor | None) -> tuple[Tensor, Tensor]:
     r, log_w, k, v, a, b = (x[:, 0] for x in inputs)
-    state = _zero_state(inputs[1]) if state is None else state.to(log_w.dtype)
+    state = _zero_state(inputs[1], len(inputs[1])) if state is None else state.to(log_w.dtype)
     with torch.autocast(r.device.type, enabled=False):
         y, state = wkv7_step(r, log_w, k, v, a, b, state)
     return y.unsqueeze(1).to(v.dtype), state
@@ -106,7 +157,8 @@ def _count_sequences(cu_seqlens: Tensor, r: Tensor) -> int:
     if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
         found = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
         raise ValueError(f"wkv7: cu_seqlens is {found}, expected integers of shape (S + 1,)")
-    ends = cu_seqlens.tolist()
-    if ends[0] != 0 or ends[-1] != r.shape[1] or ends != sorted(ends):
-        raise ValueError(f"wkv7: cu_seqlens is {ends}, expected it to rise from 0 to T = {r.shape[1]}")
-    return len(ends) - 1
+    if cu_seqlens.device.type == "cpu" and not _is_watched((cu_seqlens,)):
+        ends = cu_seqlens.tolist()
+        if ends[0] != 0 or ends[-1] != r.shape[1] or ends != sorted(ends):
+            raise ValueError(f"wkv7: cu_seqlens is {ends}, expected it to rise from 0 to T = {r.shape[1]}")
+    return len(cu_seqlens) - 1

@@ -49,6 +49,16 @@ def test_a_gpu_whose_kernels_cannot_be_used_says_why(monkeypatch: pytest.MonkeyP
         assert expected in line
 
 
+@pytest.mark.parametrize("compiler", [True, False])
+def test_the_path_has_a_reason(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    against = None if compiler else "no C compiler (cc, gcc or clang) was found"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("mm_rwkv7.ops.wkv_path", lambda device: f"some-path ({device})")
+    monkeypatch.setattr("mm_rwkv7.ops.wkv_reason", lambda device: against)
+    expected = f"plain PyTorch: {against}" if against else "a kernel compiled for this machine"
+    assert f"WKV-7: some-path (cpu), {expected}" in examine().reasons
+
+
 def test_a_broken_torch_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     load = builtins.__import__
 

@@ -1,0 +1,79 @@
+"""Writing one token after another at batch 1, against the bandwidth of memory and other implementations."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+
+import torch
+
+from mm_rwkv7.bench.models import Samples, add_model_arguments, bytes_read, timed_in_turns, times_faster
+from mm_rwkv7.bench.roofline import reading_rate
+from mm_rwkv7.bench.timing import milliseconds
+from mm_rwkv7.decode import ModuleStepper, Stepper, stepper
+from mm_rwkv7.rwkv7 import RWKV7
+from mm_rwkv7.weights import choose_device
+
+HELP = "tokens a second when writing, as a share of what the memory's bandwidth allows, beside other implementations"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("--tokens", type=int, default=16, help="in each measurement (default 16)")
+
+
+def rows(arguments: Namespace) -> list[dict[str, object]]:
+    """One row per path. `limit_tokens_per_s` is the bandwidth measured in this run over the bytes of all weights but
+    the embedding table, which a step reads once; `share_of_limit` what was reached of it. The logits are computed for
+    every token; choosing one of them is not measured."""
+    if arguments.tokens < 1:
+        raise ValueError(f"--tokens is {arguments.tokens}, expected 1 or more")
+    device = choose_device(arguments.device)
+    bandwidth = reading_rate(device)
+    paths: list[str] = []
+
+    def ours(dtype: str, model: RWKV7) -> Samples:
+        made: dict[str, Callable[[], float]] = {f"step {dtype}": _sample(stepper(model), model, arguments.tokens)}
+        if dtype != "int8":  # the modules make all of it fp32 again for every token
+            made[f"modules {dtype}"] = _sample(ModuleStepper(model), model, arguments.tokens)
+        paths.extend(made)
+        return made
+
+    timings, known, models, missing = timed_in_turns(arguments, ours, "decode", arguments.tokens)
+    bandwidth = max(bandwidth, reading_rate(device))  # before and after: another program may have been reading
+    found: list[dict[str, object]] = []
+    for path, timing in timings.items():
+        limit = bandwidth / bytes_read(models[str(known[path]["dtype"])])
+        rate = timing.rate(1)
+        found.append(
+            {
+                "path": path,
+                "shape": arguments.shape,
+                "device": device.type,
+                "threads": torch.get_num_threads(),
+                **known[path],
+                "ms_per_token": timing.as_dict(),
+                "tokens_per_s": rate.as_dict(),
+                "bandwidth_gb_per_s": round(bandwidth / 1e9, 1),
+                "limit_tokens_per_s": round(limit, 1),
+                "share_of_limit": round(rate.median / limit, 3),
+                **times_faster(path, timings, paths),
+            }
+        )
+    return [*found, *missing]
+
+
+def _sample(step: Stepper, model: RWKV7, tokens: int) -> Callable[[], float]:
+    """Milliseconds a token."""
+    device = model.emb.weight.device
+    ids = torch.randint(model.config.vocab_size, (tokens, 1), device=device)
+
+    def write() -> None:
+        state = model.initial_state()
+        for token in ids:
+            hidden, state = step(model.embed(token), state)
+            step.logits(hidden)
+
+    @torch.no_grad()
+    def sample() -> float:
+        return milliseconds(write, device) / tokens
+
+    return sample
