@@ -9,9 +9,9 @@
 // bf16, 2 fp16); INT8, 1 where matrices with scales hold 8-bit integers (NUMBER is 1 or 2 then); SEGMENTS, the
 // matrices; WARPS.
 //
-// An 8-bit matrix has a scale (bf16) for every 64 neighbouring inputs of an output: (rows, columns / 64). Its integers
-// are exact in the vectors' type, so the tensor cores multiply those, and what they sum over a group is scaled in
-// fp32.
+// An 8-bit matrix has a scale (bf16) for every 64 neighbouring inputs of an output: (rows, columns / 64), and of each
+// 64 weights, 16 j + i is byte 4 i + j. Its integers are exact in the vectors' type, so the tensor cores multiply
+// those, and what they sum over a group is scaled in fp32.
 
 #include "numbers.h"
 
@@ -137,14 +137,19 @@ DEVICE void multiply(float (&sum)[4], const Work& work) {
 #endif
 
 #if INT8
-// Bytes 2 pair and 2 pair + 1 of a word, as an operand.
-DEVICE unsigned operand(unsigned word, int pair) {
-    return Number<NUMBER>::pack(byte_to_float(word, 2 * pair), byte_to_float(word, 2 * pair + 1));
+// Byte j of two words, as an operand.
+DEVICE unsigned operand(unsigned low, unsigned high, int j) {
+    return Number<NUMBER>::pack(byte_to_float(low, j), byte_to_float(high, j));
 }
 
-// The same for 8-bit weights: a lane's 16 bytes are 16 weights, those of four lanes one group.
+struct alignas(8) Pair {
+    unsigned low, high;
+};
+
+// The same for 8-bit weights: the 16 bytes of four lanes are a group. Byte j of a lane's word q is its weight
+// 16 j + 4 c + q, so that the same byte of all words goes with neighbouring numbers of a vector.
 DEVICE void multiply_int8(float (&sum)[4], const Work& work) {
-    int c = thread_x() % 4;
+    int g = thread_x() % 32 / 4, c = thread_x() % 4;
     int steps = work.columns / GROUP;
     for (int first = thread_x() / 32 * UNROLL; first < steps; first += WARPS * UNROLL) {
         Vector4 w[UNROLL][2];
@@ -161,15 +166,17 @@ DEVICE void multiply_int8(float (&sum)[4], const Work& work) {
 #pragma unroll
         for (int j = 0; j < UNROLL; j++) {
             float group[4] = {};
+            Vector4 upper = w[j][0], lower = w[j][1];
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                Vector4 x = load_vector(work, (first + j) * GROUP + 16 * c + 8 * h);
-#pragma unroll
-                for (int q = 0; q < 2; q++) {
-                    unsigned high = part(w[j][0], 2 * h + q), low = part(w[j][1], 2 * h + q);
-                    mma(group, {operand(high, 0), operand(low, 0), operand(high, 1), operand(low, 1)},
-                        {part(x, 2 * q), part(x, 2 * q + 1)});
-                }
+            for (int b = 0; b < 4; b++) {
+                Pair x{0, 0};
+                int column = (first + j) * GROUP + 16 * b + 4 * c;
+                if (g < work.vectors && column < work.columns)
+                    x = *reinterpret_cast<const Pair*>(work.x + static_cast<long long>(g) * work.columns + column);
+                mma(group,
+                    {operand(upper.x, upper.y, b), operand(lower.x, lower.y, b), operand(upper.z, upper.w, b),
+                     operand(lower.z, lower.w, b)},
+                    {x.low, x.high});
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) sum[i] += scale[j][i / 2] * group[i];

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mm_rwkv7.int8 import Int8Linear
+from mm_rwkv7.linear import Linear
 from mm_rwkv7.ops import decode_cuda as kernels
 from mm_rwkv7.ops.decode_cuda import GROUP, HEAD_SIZES, LOWEST_CAPABILITY, NUMBERS, Layer, Matrix, Norm, Weights
 from mm_rwkv7.ops.kernel import Launcher
@@ -175,9 +176,7 @@ def _linears(lm: RWKV7) -> list[nn.Module]:
 def _is_readable(linear: nn.Module, dtype: torch.dtype) -> bool:
     if isinstance(linear, Int8Linear):
         return dtype != torch.float32
-    if type(linear) is not nn.Linear or linear.bias is not None:
-        return False
-    return linear.weight.dtype == dtype and linear.weight.is_contiguous()
+    return type(linear) is Linear and linear.weight.dtype == dtype and linear.weight.is_contiguous()
 
 
 def _layer(block: Block) -> Layer:
@@ -216,13 +215,15 @@ def _norm(norm: nn.LayerNorm) -> Norm:
 def _matrix(linear: nn.Module) -> Matrix:
     if isinstance(linear, Int8Linear):
         return Matrix(linear.weight, linear.scales)
-    assert isinstance(linear, nn.Linear)
+    assert isinstance(linear, Linear)
     return Matrix(linear.weight.detach())
 
 
 def _transposed(matrix: Matrix) -> Matrix:
-    scales = None if matrix.scales is None else matrix.scales.T.contiguous()
-    return Matrix(matrix.weight.T.contiguous(), scales)
+    if matrix.scales is None:
+        return Matrix(matrix.weight.T.contiguous())
+    in_order = matrix.weight.unflatten(1, (-1, GROUP // 4, 4)).transpose(2, 3).flatten(1)  # see Int8Linear
+    return Matrix(in_order.T.contiguous(), matrix.scales.T.contiguous())
 
 
 def _fill(rows: Tensor) -> Tensor:

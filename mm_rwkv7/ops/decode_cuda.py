@@ -25,7 +25,7 @@ PRODUCT, SQUARE_POSITIVE, PLAIN, TANH, SIGMOID = range(5)  # what `matvec` does 
 @dataclass(frozen=True)
 class Matrix:
     """(outputs, inputs) in the model's type, or int8 with a scale (bf16's bits as int16) for every 64 inputs,
-    (outputs, inputs / 64). Rows begin at multiples of 16 bytes."""
+    (outputs, inputs / 64), and of each 64, weight 16 j + i at place 4 i + j. Rows begin at multiples of 16 bytes."""
 
     weight: Tensor
     scales: Tensor | None = None
@@ -52,7 +52,7 @@ class Layer:
     ln2: Norm
     ffn_mix: Tensor  # (1, D) fp32
     key: Matrix
-    value: Matrix  # transposed: (F, D), scales (F / 64, D)
+    value: Matrix  # transposed: (F, D), int8 in its natural order, scales (F / 64, D)
 
 
 @dataclass(frozen=True)
