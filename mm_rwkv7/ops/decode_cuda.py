@@ -283,11 +283,11 @@ def _value(dtype: torch.dtype, is_int8: bool, width: int, hidden: int, length: i
 class _Recorder:
     """A launcher that launches nothing, and notes what it is given."""
 
-    device = torch.device("meta")
     processors = 132
     capability = (9, 0)
 
     def __init__(self) -> None:
+        self.device = torch.device("meta")
         self.kernels: set[Kernel] = set()
 
     def __call__(self, kernel: Kernel, grid: tuple[int, int, int], arguments: Sequence[Argument]) -> None:
