@@ -130,8 +130,9 @@ def test_wkv(launcher: Launcher, head_size: int, state: torch.dtype, products: t
     batch, heads, slots = 3, 2, 5
     width, multiplier = heads * head_size, 1.7
     at = {"device": launcher.device}
-    pool = torch.randn(slots, heads, head_size, head_size, **at).to(state)
-    rkv = torch.randn(3, batch, width, **at).to(products)
+    pool = (torch.randn(slots, heads, head_size, head_size, **at) / 100).to(state)
+    rkv = torch.randn(3, batch, width, **at) * torch.tensor([0.05, 0.3, 0.3], **at)[:, None, None]
+    rkv = rkv.to(products)  # small enough for the group norm's eps to count
     rkv[1, 0, :head_size] = 0  # a head without a key
     low_rank = torch.randn(3 if is_first else 4, batch, width, **at).to(products)
     v_first = None if is_first else torch.randn(batch, width, **at).to(products)
