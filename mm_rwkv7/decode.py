@@ -76,7 +76,7 @@ class _Following:
         tensors = [tensor for holder in self._holders for tensor in holder.values() if tensor is not None]
         places = [tensor.data_ptr() for tensor in tensors]
         if tensors and tensors[0].is_cuda:
-            places += [tensor._version for tensor in tensors]
+            places += [0 if tensor.is_inference() else tensor._version for tensor in tensors]
         return places
 
     def _current(self, rows: Tensor) -> Stepper:

@@ -110,6 +110,7 @@ def step(launcher: Launcher, weights: Weights, pool: Pool, x: Tensor, slots: Ten
 
 def head(launcher: Launcher, weights: Weights, hidden: Tensor) -> Tensor:
     """hidden (B, D) -> logits (B, V) fp32."""
+    hidden = hidden.to(weights.dtype).contiguous()
     if len(hidden) > ROWS and weights.head.scales is None:
         return (hidden @ weights.head.weight.T).float()
     logits = hidden.new_empty(len(hidden), len(weights.head.weight), dtype=torch.float32)
