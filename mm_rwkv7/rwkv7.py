@@ -18,7 +18,7 @@ from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.language import language_model
 from mm_rwkv7.interop.sizes import sizes
 from mm_rwkv7.linear import Linear
-from mm_rwkv7.ops import linear, wkv7
+from mm_rwkv7.ops import linear, squared_relu, wkv7
 from mm_rwkv7.state import LayerState, State
 from mm_rwkv7.typed import build
 from mm_rwkv7.weights import INT8, choose_device, choose_dtype, load_strictly, locate
@@ -158,7 +158,7 @@ class TimeMix(nn.Module):
         k = self.key(xk)
         v = self.value(xv)
         a0, k_k, k_a, r_k = (vector.to(r.dtype) for vector in (self.a0, self.k_k, self.k_a, self.r_k))
-        decay = self.w0.float() + (linear(torch.tanh(linear(xw, self.w1.T)), self.w2.T)).float()
+        decay = self.w0.float() + linear(torch.tanh(linear(xw, self.w1.T)), self.w2.T).float()
         log_w = DECAY_FLOOR * torch.sigmoid(decay)
         iclr = torch.sigmoid(a0 + linear(linear(xa, self.a1.T), self.a2.T))
         gate = linear(torch.sigmoid(linear(xg, self.g1.T)), self.g2.T)
@@ -192,8 +192,8 @@ class ChannelMix(nn.Module):
     def forward(self, x: Tensor, carried: Tensor, neighbours: Neighbours | None) -> tuple[Tensor, Tensor]:
         """x (B, T, D) -> (out (B, T, D), token to carry)."""
         dx, carried = token_shift(x, carried, neighbours)
-        k = torch.relu(self.key(torch.addcmul(x, dx, self.x_k.to(x.dtype))))
-        return self.value(k * k), carried
+        k = squared_relu(self.key(torch.addcmul(x, dx, self.x_k.to(x.dtype))))
+        return self.value(k), carried
 
 
 class Block(nn.Module):
