@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mm_rwkv7.cpu_decode import CpuStepper
+from mm_rwkv7.cuda_decode import CudaStepper
 from mm_rwkv7.rwkv7 import RWKV7
 from mm_rwkv7.state import State
 
@@ -50,7 +51,8 @@ class ModuleStepper:
 
 
 class _Following:
-    """Chooses anew when a parameter or buffer lies elsewhere than before."""
+    """Chooses anew when a parameter or buffer lies elsewhere than before, and on a GPU, where some are copied, when one
+    was changed."""
 
     def __init__(self, lm: RWKV7) -> None:
         self._lm = lm
@@ -58,18 +60,30 @@ class _Following:
         modules = lm.modules() if isinstance(lm, RWKV7) else ()
         self._holders = [holder for module in modules for holder in (module._parameters, module._buffers) if holder]
         self._places: list[int] = []
-        self._compiled: CpuStepper | None = None
+        self._compiled: CpuStepper | CudaStepper | None = None
 
     def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if isinstance(self._compiled, CudaStepper) and len(x) <= self._compiled.rows and x.is_cuda:
+            found = self._compiled(x, state)
+            if self._look() == self._places:  # while the GPU works
+                return found
         return self._current(x)(x, state)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._current(hidden).logits(hidden)
 
+    def _look(self) -> list[int]:
+        tensors = [tensor for holder in self._holders for tensor in holder.values() if tensor is not None]
+        places = [tensor.data_ptr() for tensor in tensors]
+        if tensors and tensors[0].is_cuda:
+            places += [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        return places
+
     def _current(self, rows: Tensor) -> Stepper:
-        places = [tensor.data_ptr() for holder in self._holders for tensor in holder.values() if tensor is not None]
+        places = self._look()
         if places != self._places:
-            self._compiled, self._places = CpuStepper.of(self._lm), places
+            on_gpu = bool(places) and self._lm.emb.weight.is_cuda
+            self._compiled, self._places = (CudaStepper if on_gpu else CpuStepper).of(self._lm), places
         if self._compiled is None or len(rows) > self._compiled.rows:
             return self._portable  # matrix products are as good for many rows
         return self._compiled
