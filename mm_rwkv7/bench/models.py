@@ -4,6 +4,7 @@ time."""
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 
 import torch
 
@@ -50,7 +51,7 @@ def timed_in_turns(
     with torch.no_grad(), language_peers(base.to(device), arguments.dtype, arguments.peers) as (peers, missing):
         for peer in peers:
             method: Callable[[int], float] = getattr(peer, which)
-            samples[peer.name] = lambda method=method: method(tokens)
+            samples[peer.name] = partial(method, tokens)
             known[peer.name] = {"dtype": peer.dtype, "weights_mb": round(peer.weight_bytes / 1e6, 1)}
         timings = sample_in_turns(samples, arguments.rounds)
     return timings, known, models, [absent.row() for absent in missing]
