@@ -53,6 +53,8 @@ def test_a_gpu_whose_kernels_cannot_be_used_says_why(monkeypatch: pytest.MonkeyP
     properties = SimpleNamespace(name="NVIDIA T4", total_memory=16 << 30, major=7, minor=5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr("mm_rwkv7.ops.wkv_path", lambda device: f"some-path ({device})")
+    monkeypatch.setattr("mm_rwkv7.ops.wkv_reason", lambda device: None)
     for against, expected in ((None, "; kernels compiled by NVRTC "), ("no driver", "; no kernels: no driver")):
         monkeypatch.setattr(driver, "unavailable", lambda index, answer=against: answer)
         (line,) = [reason for reason in examine().reasons if reason.startswith("CUDA device: NVIDIA T4")]

@@ -71,7 +71,7 @@ def test_no_path_goes_round_an_adapter(adapted: Any, inputs: Inputs, whole: bool
         assert a.grad.norm() > 0, name
         assert b.grad.norm() > 0, name
     with adapted.disable_adapter():
-        assert torch.equal(read(adapted, batch, whole), plain)
+        torch.testing.assert_close(read(adapted, batch, whole), plain)
 
 
 def test_train_save_load_and_merge(
@@ -92,7 +92,7 @@ def test_train_save_load_and_merge(
     adapted.eval().save_pretrained(tmp_path)
     logits = adapted(**batch).logits
     loaded = peft.PeftModel.from_pretrained(copy.deepcopy(hf_model), tmp_path)
-    assert torch.equal(loaded(**batch).logits, logits)
+    torch.testing.assert_close(loaded(**batch).logits, logits.detach())
     written = loaded.generate(**batch, do_sample=False)
     merged = loaded.merge_and_unload()
     assert type(merged) is MMRWKV7ForConditionalGeneration
