@@ -1,4 +1,5 @@
 import os
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,12 @@ if TYPE_CHECKING:
     from mm_rwkv7.model import MMRWKV7
 
 TEXTS = ("User: What is in the picture?", "Assistant: a red square", "Describe the picture.", "\n\n")
+
+
+@pytest.fixture
+def seed() -> int:
+    """A new one in every run; what fails names it."""
+    return random.SystemRandom().randrange(2**31)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """AST through our wrapper, against transformers' model and feature extractor, and against timm's blocks."""
 
-import random
 import re
 
 import pytest
@@ -15,11 +14,6 @@ from encoders.ast import AST, ASTConfig, own_tensors
 from encoders.spectrogram import Spectrogram
 
 CONFIG = ASTConfig(width=32, layers=2, heads=4, hidden=64, spectrogram=Spectrogram(frames=128))
-
-
-@pytest.fixture
-def seed() -> int:
-    return random.SystemRandom().randrange(2**31)
 
 
 def shaken(model: torch.nn.Module, seed: int) -> torch.nn.Module:

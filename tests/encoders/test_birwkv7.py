@@ -3,7 +3,6 @@
 W windows, F frames, M mel bins, T tokens, D width, H heads, N head size.
 """
 
-import random
 from copy import deepcopy
 from dataclasses import replace
 
@@ -17,11 +16,6 @@ from encoders.spectrogram import Spectrogram
 from mm_rwkv7.ops import wkv7
 
 CONFIG = BiRWKV7Config(width=32, layers=2, head_size=16, spectrogram=Spectrogram(bins=48, frames=80))
-
-
-@pytest.fixture
-def seed() -> int:
-    return random.SystemRandom().randrange(2**31)
 
 
 def random_encoder(config: BiRWKV7Config, seed: int) -> BiRWKV7:

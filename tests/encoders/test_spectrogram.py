@@ -10,11 +10,6 @@ from transformers import ASTFeatureExtractor
 from encoders.spectrogram import Spectrogram
 
 
-@pytest.fixture
-def seed() -> int:
-    return random.SystemRandom().randrange(2**31)
-
-
 def noise(samples: int, seed: int) -> torch.Tensor:
     return 0.3 * torch.randn(samples, generator=torch.Generator().manual_seed(seed))
 

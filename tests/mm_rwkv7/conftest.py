@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,3 +19,13 @@ def launcher(request: pytest.FixtureRequest) -> "Launcher":
     from tests.mm_rwkv7.emulation import EmulatedLauncher
 
     return EmulatedLauncher()
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Memory that nothing was written to reads as NaN."""
+    import torch
+
+    torch.set_deterministic_debug_mode("error")
+    yield
+    torch.set_deterministic_debug_mode("default")

@@ -5,7 +5,6 @@ B batch, T time, H heads, N head size, S sequences. Inputs are new in every run;
 
 import multiprocessing
 import os
-import random
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
@@ -21,21 +20,10 @@ from mm_rwkv7.ops import dispatch, library, native, wkv7, wkv7_reference, wkv_re
 from mm_rwkv7.ops.entries import entry_rows, span_of
 from tests.mm_rwkv7.test_wkv7 import NAMES, assert_close, error, random_inputs, results
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 KINDS = ("random", "repeated keys", "strongest decay")
 HALF = (torch.bfloat16, torch.float16)
-
-
-@pytest.fixture
-def seed() -> int:
-    return random.SystemRandom().randrange(2**31)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Memory that nothing was written to reads as NaN."""
-    torch.set_deterministic_debug_mode("error")
-    yield
-    torch.set_deterministic_debug_mode("default")
 
 
 @pytest.fixture(autouse=True)

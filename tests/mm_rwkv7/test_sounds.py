@@ -18,11 +18,6 @@ from mm_rwkv7 import sounds
 from mm_rwkv7.sounds import load_sound, read_sound
 
 
-@pytest.fixture
-def seed() -> int:
-    return random.SystemRandom().randrange(2**31)
-
-
 def tone(seconds: float, rate: int, pitch: float = 440) -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate).astype(np.float32)
 

@@ -3,8 +3,7 @@
 B batch, T time, H heads, N head size. Inputs are new in every run; a failure names the seed they came from.
 """
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,23 +12,12 @@ from torch import Tensor
 
 from mm_rwkv7.ops import chunked, wkv7, wkv7_reference, wkv_path
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 NAMES = ("r", "log_w", "k", "v", "a", "b", "state")
 LENGTHS = (1, 2, 15, 63, 64, 65, 130)
 STRONGEST = -(torch.tensor(-0.5, dtype=torch.float64).exp().item())
 Wkv7 = Callable[..., tuple[Tensor, Tensor]]
-
-
-@pytest.fixture
-def seed() -> int:
-    return random.SystemRandom().randrange(2**31)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Memory that nothing was written to reads as NaN."""
-    torch.set_deterministic_debug_mode("error")
-    yield
-    torch.set_deterministic_debug_mode("default")
 
 
 def error(found: Tensor, expected: Tensor) -> float:

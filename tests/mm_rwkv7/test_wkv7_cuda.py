@@ -4,7 +4,6 @@ They run over the emulation, and on a GPU where there is one. B batch, T time, H
 """
 
 import random
-from collections.abc import Iterator
 from itertools import accumulate
 
 import pytest
@@ -16,24 +15,13 @@ from mm_rwkv7.ops.kernel import Kernel, Launcher
 from tests.mm_rwkv7.emulation import EmulatedLauncher
 from tests.mm_rwkv7.test_wkv7 import NAMES, error, random_inputs
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 Given = list[Tensor | None]  # r, log_w, k, v, a, b and the state, or none
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 KINDS = ("random", "repeated keys", "strongest decay", "zero keys")
 EVERY = [(64, BF16), (64, FP32), (128, BF16)]  # a kernel of its own each; the rest takes as long to compile
 EVERY += [pytest.param(*x, marks=pytest.mark.slow) for x in ((64, FP16), (128, FP16), (128, FP32))]
-
-
-@pytest.fixture
-def seed() -> int:
-    return random.SystemRandom().randrange(2**31)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Memory that nothing was written to reads as NaN."""
-    torch.set_deterministic_debug_mode("error")
-    yield
-    torch.set_deterministic_debug_mode("default")
 
 
 def model_inputs(seed: int, B: int, T: int, H: int, N: int, dtype: torch.dtype, kind: str = "random") -> list[Tensor]:

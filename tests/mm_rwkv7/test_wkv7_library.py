@@ -1,6 +1,5 @@
 """What torch asks of the operators behind `wkv7`: its own checks, tracing, compilation."""
 
-import random
 from collections.abc import Callable
 
 import pytest
@@ -11,11 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mm_rwkv7.ops import library, wkv7, wkv_reason
 from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config
 from tests.mm_rwkv7.test_wkv7 import error, random_inputs
-
-
-@pytest.fixture
-def seed() -> int:
-    return random.SystemRandom().randrange(2**31)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ B batch, T time, H heads, N head size, S sequences. Inputs are new in every run;
 """
 
 import random
-from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -17,21 +16,10 @@ from tests.mm_rwkv7.emulation import EmulatedLauncher
 from tests.mm_rwkv7.test_wkv7 import error
 from tests.mm_rwkv7.test_wkv7 import random_inputs as ordinary_inputs
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 NAMES = ("y", "last", "d_r", "d_log_w", "d_k", "d_v", "d_a", "d_b", "d_state")
 KINDS = ("random", "repeated keys", "strongest decay", "zero keys", "padded")
-
-
-@pytest.fixture
-def seed() -> int:
-    return random.SystemRandom().randrange(2**31)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Memory that nothing was written to reads as NaN."""
-    torch.set_deterministic_debug_mode("error")
-    yield
-    torch.set_deterministic_debug_mode("default")
 
 
 def make_inputs(

@@ -4,7 +4,6 @@ B batch, T time, H heads, N head size, S sequences, P pieces. A failure names th
 """
 
 import random
-from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -17,20 +16,9 @@ from tests.mm_rwkv7.emulation import EmulatedLauncher
 from tests.mm_rwkv7.test_wkv7 import error
 from tests.mm_rwkv7.test_wkv7_recurrent import KINDS, lowered, make_inputs
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture
-def seed() -> int:
-    return random.SystemRandom().randrange(2**31)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Memory that nothing was written to reads as NaN."""
-    torch.set_deterministic_debug_mode("error")
-    yield
-    torch.set_deterministic_debug_mode("default")
 
 
 def bound_of(dtype: torch.dtype, kind: str) -> float:
