@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 STATUS, FORGET, MEMORY = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
+FORGOTTEN = 1 << 24  # bytes by which a peak just begun may lie above what is in use: the kernel counts in batches
 
 
 def process_peak() -> int:
@@ -36,14 +37,24 @@ def peak_of(run: Callable[[], object], device: torch.device) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return torch.cuda.max_memory_allocated(device)
+    forgotten = _forget_peak()
+    run()
+    return _status("VmHWM") if forgotten else None
+
+
+def _forget_peak() -> bool:
+    """Begin the process's peak anew. False where the system cannot, or takes the request and does not heed it."""
     try:
         FORGET.write_text("5")  # the peak so far, says proc(5)
-    except OSError:
-        run()
-        return None
-    run()
-    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
-    return int(peak) * 1024
+        return _status("VmHWM") < _status("VmRSS") + FORGOTTEN
+    except (OSError, ValueError):
+        return False
+
+
+def _status(field: str) -> int:
+    """Bytes, from what the kernel tells of this process."""
+    (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", STATUS.read_text())
+    return int(kilobytes) * 1024
 
 
 def saved_for_backward(run: Callable[[], object], model: nn.Module) -> int:
