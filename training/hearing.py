@@ -23,9 +23,12 @@ RATE = 16_000
 
 @dataclass(frozen=True)
 class Sound:
-    """A sound and what is true of it: `waveform` (n,) fp32 within about -1 ... 1 at `RATE`; `labels` are all classes that are
-    heard in it. Generated soundscapes also tell what happens when (`events`), the colour of the noise behind it
-    (`noise`) and what each question is about (`kinds`)."""
+    """A sound and what is true of it.
+
+    `waveform` is (n,) fp32 within about -1 ... 1 at `RATE`, `labels` are all classes that are heard in it. Generated
+    soundscapes also tell what happens when (`events`), the colour of the noise behind it (`noise`) and what each
+    question is about (`kinds`).
+    """
 
     waveform: np.ndarray
     caption: str
