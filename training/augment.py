@@ -108,8 +108,8 @@ def _shifted(picture: Tensor, shift: float, width: float) -> Tensor:
 
 
 def _hiss(picture: Tensor, rng: random.Random) -> Tensor:
-    """Noise that is up to 6 nepers below the sound's mean power in every bin, or above by one."""
+    """Noise that is 1 to 7 nepers below the sound's mean power, in every bin alike."""
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
     power = torch.empty_like(picture).exponential_(generator=generator)
-    level = float(picture.logsumexp((0, 1))) - math.log(picture.numel()) + rng.uniform(-6, 1)
+    level = float(picture.logsumexp((0, 1))) - math.log(picture.numel()) + rng.uniform(-7, -1)
     return power.clamp(min=1e-6).log() + level

@@ -26,6 +26,7 @@ from training.loop import Stage
 EVENTS = (*KINDS, "beep", "note")
 SWEPT_OCTAVES = {"rising sweep": (0.0, 2.0), "falling sweep": (2.0, 0.0)}
 MIDDLE_HERTZ = 500.0
+EXCLUSIVE = {"esc10", "spoken_digits"}  # sources whose sounds have one label each
 SHORT = 128  # frames; windows are as long as the longest sound in them needs, in such steps
 LEAST_OVERLAP = 0.02  # seconds of an event in a moment that can be heard
 
@@ -180,14 +181,10 @@ class TaggingStage(Stage):
             tags, moments = self._heads(group)
             found, wanted = tags.float(), group["labels"]
             tagging = F.binary_cross_entropy_with_logits(found, wanted, reduction="sum") / count
+            tagging = tagging + self._choice_loss(found, group, parts) / count
             happening = self._moment_loss(moments.float(), group, parts) * len(wanted) / count
             loss = loss.to(tagging.device) + tagging + happening
             parts.setdefault("tagging", []).append(float(tagging.detach()) * count / len(wanted))
-            for i, name in enumerate(group["sources"]):
-                own = self.classes[name]
-                if name != "soundscapes":
-                    right = int(found[i, own].argmax()) == int(wanted[i, own].argmax())
-                    parts.setdefault(name, []).append(float(right))
         report = {name: sum(values) / len(values) for name, values in parts.items()}
         return loss, {"tokens": batch["tokens"], **report}
 
@@ -199,6 +196,16 @@ class TaggingStage(Stage):
         heard = encoder.heard(group["frames"])[:, : features.shape[1], None]
         pooled = (features * heard).sum(1) / heard.sum(1).clamp(min=1)
         return self.hearing.head(pooled), self.moments(features.unflatten(1, (-1, encoder.grid[1])).mean(2))
+
+    def _choice_loss(self, tags: Tensor, group: Mapping[str, Any], parts: dict[str, list[float]]) -> Tensor:
+        """Of recordings, which of its own source's classes it is: the summed cross entropy."""
+        loss = tags.sum() * 0
+        for name in set(group["sources"]) & EXCLUSIVE:
+            rows = [i for i, source in enumerate(group["sources"]) if source == name]
+            found, wanted = tags[rows][:, self.classes[name]], group["labels"][rows][:, self.classes[name]]
+            loss = loss + F.cross_entropy(found, wanted, reduction="sum")
+            parts.setdefault(name, []).extend((found.argmax(1) == wanted.argmax(1)).float().tolist())
+        return loss
 
     def _moment_loss(self, found: Tensor, group: Mapping[str, Any], parts: dict[str, list[float]]) -> Tensor:
         loudness, begin, place, pitch, octave, noise, events = found.split(
