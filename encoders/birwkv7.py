@@ -232,9 +232,9 @@ def initialise(encoder: BiRWKV7) -> None:
     with torch.no_grad():
         nn.init.trunc_normal_(encoder.positions, std=0.02)
         nn.init.trunc_normal_(encoder.patches.weight, std=0.02)
-        for layer in encoder.stem:
-            assert isinstance(layer, Convolution)
-            nn.init.kaiming_normal_(layer.conv.weight, nonlinearity="relu")
+        for convolution in encoder.stem:
+            assert isinstance(convolution, Convolution)
+            nn.init.kaiming_normal_(convolution.conv.weight, nonlinearity="relu")
         for layer, block in enumerate(encoder.blocks):
             assert isinstance(block, Block)
             _initialise_time_mix(block.time_mix, channel, line, layer, layers)

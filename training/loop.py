@@ -24,7 +24,7 @@ from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.weights import replacing
 from training.config import RunConfig, StageConfig, describe
 from training.optim import build_optimizer, gradient_norm, set_learning_rate
-from training.sources import Sample, Source
+from training.sources import Source
 
 
 class Stage(nn.Module):
@@ -35,8 +35,8 @@ class Stage(nn.Module):
         super().__init__()
         self.model = model
 
-    def collate(self, drawn: Sequence[tuple[str, Sample]], rng: random.Random) -> dict[str, Any]:
-        """(source, sample) pairs -> one batch of tensors."""
+    def collate(self, drawn: Sequence[tuple[str, Any]], rng: random.Random) -> dict[str, Any]:
+        """(source, what it gave) pairs -> one batch of tensors."""
         raise NotImplementedError
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:

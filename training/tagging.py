@@ -54,7 +54,8 @@ class TaggingStage(Stage):
     """`model.sound` with the heads that train it and are thrown away afterwards, and the running average of its
     weights, which takes their place at the end."""
 
-    AVERAGED_STEPS = 500
+    AVERAGED_STEPS = 300
+    averaged_steps: Tensor
 
     def __init__(self, model: MMRWKV7, sources: Mapping[str, SoundSource]) -> None:
         super().__init__(model)
