@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SILENCE = math.log(torch.finfo(torch.float32).eps)  # what the filter bank gives for zeros
+SILENCE = -23 * math.log(2)  # what the filter bank gives for zeros
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class TaggingStage(Stage):
 
     def __init__(self, model: MMRWKV7, sources: Mapping[str, SoundSource]) -> None:
         super().__init__(model)
+        self.hearing.projector.requires_grad_(False)  # resuming expects that every part with a gradient has had one
         encoder, labels = self.hearing.encoder, model.config.sound.labels if model.config.sound else ()
         self.number = {label: i for i, label in enumerate(labels)}
         self.classes = {name: [self.number[label] for label in source.labels] for name, source in sources.items()}

@@ -17,7 +17,9 @@ from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.synthetic.soundscapes import Event
 from training import tagging
 from training.augment import Augmentation
+from training.config import StageConfig, load_recipe
 from training.hearing import RATE, Sound, Soundscapes
+from training.loop import train_stage
 from training.tagging import EVENTS, TaggingStage
 
 MOMENT = 0.08  # seconds
@@ -39,12 +41,18 @@ SOURCES: dict[str, Any] = {
 LABELS = tuple(label for source in SOURCES.values() for label in source.labels)
 
 
-@pytest.fixture
-def stage(tiny_model: MMRWKV7) -> TaggingStage:
+def make(tiny_model: MMRWKV7) -> TaggingStage:
     config = tiny_model.config
     torch.manual_seed(0)
     sound = SoundConfig(ENCODER, ProjectorConfig(64, 64), labels=LABELS)
-    return TaggingStage(MMRWKV7(MMConfig(config.lm, vocabulary=config.vocabulary, sound=sound)), SOURCES).train()
+    model = MMRWKV7(MMConfig(config.lm, vocabulary=config.vocabulary, sound=sound))
+    model.lm.requires_grad_(False)
+    return TaggingStage(model, SOURCES).train()
+
+
+@pytest.fixture
+def stage(tiny_model: MMRWKV7) -> TaggingStage:
+    return make(tiny_model)
 
 
 def recording(label: str, seconds: float, seed: int = 0) -> Sound:
@@ -208,3 +216,43 @@ def test_judging_moves_no_average(stage: TaggingStage) -> None:
     stage.loss(batch)
     assert stage.averaged_steps == 0
     assert all(torch.equal(before[name], value) for name, value in stage.average.state_dict().items())
+
+
+class Recorded:
+    """A source that stops giving after `budget`."""
+
+    budget = 10**9
+
+    def __init__(self, label: str, seconds: float) -> None:
+        self.sounds = [recording(label, seconds, seed) for seed in range(4)]
+
+    def train(self, rng: random.Random) -> Sound:
+        if Recorded.budget == 0:
+            raise KeyboardInterrupt
+        Recorded.budget -= 1
+        return rng.choice(self.sounds)
+
+
+def test_a_killed_stage_goes_on_as_if_nothing_had_been(
+    tiny_model: MMRWKV7, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources: Any = {"esc10": Recorded("rain", 3), "spoken_digits": Recorded("one", 0.5)}
+    config = StageConfig("tagging", "tower", ("tower",), dict.fromkeys(sources, 1.0), 4, 2, 1e-3, warmup=1)
+
+    def result(folder: Path) -> dict[str, Tensor]:
+        run = load_recipe("smoke", [f"run={folder}", "workers=0", "precision=fp32", "checkpoint_every=2"])
+        folder.mkdir(exist_ok=True)
+        stage = make(tiny_model)
+        train_stage(stage, config, run, sources, folder, 0)
+        for now, mean in zip(stage._averaged().parameters(), stage.average.parameters(), strict=True):
+            assert torch.equal(now, mean)
+        return stage.hearing.state_dict()
+
+    expected = result(tmp_path / "straight")
+    monkeypatch.setattr(Recorded, "budget", 7)  # killed while it draws the sounds of the last step
+    with pytest.raises(KeyboardInterrupt):
+        result(tmp_path / "killed")
+    monkeypatch.setattr(Recorded, "budget", 10**9)
+    for _ in range(2):  # and again, when there is nothing left to do
+        found = result(tmp_path / "killed")
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items() if "projector" not in name)
