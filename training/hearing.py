@@ -38,6 +38,11 @@ class Sound:
     events: tuple[soundscapes.Event, ...] = ()
     noise: str | None = None
 
+    @property
+    def generated(self) -> bool:
+        """Whether it is known what happens when."""
+        return bool(self.kinds)
+
 
 class SoundSource(Protocol):
     @property

@@ -10,6 +10,7 @@ import copy
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,6 +51,22 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 }
 
 
+@dataclass(frozen=True)
+class Row:
+    """One sound of a batch: picture (F, M), labels (C,), loudness (T,), targets of its moments."""
+
+    source: str
+    picture: Tensor
+    labels: Tensor
+    loudness: Tensor
+    moments: Tensor
+
+    @property
+    def frames(self) -> int:
+        """Of the window that it needs."""
+        return -(-len(self.picture) // SHORT) * SHORT
+
+
 class TaggingStage(Stage):
     """`model.sound` with the heads that train it and are thrown away afterwards, and the running average of its
     weights, which takes their place at the end."""
@@ -62,6 +79,8 @@ class TaggingStage(Stage):
         self.hearing.projector.requires_grad_(False)  # resuming expects that every part with a gradient has had one
         encoder, labels = self.hearing.encoder, model.config.sound.labels if model.config.sound else ()
         self.number = {label: i for i, label in enumerate(labels)}
+        if missing := sorted({label for source in sources.values() for label in source.labels} - self.number.keys()):
+            raise ValueError(f"the tagging head has no classes {missing}, which the sources hold")
         self.classes = {name: [self.number[label] for label in source.labels] for name, source in sources.items()}
         self.seconds = encoder.spectrogram.frames / 100 / encoder.grid[0]  # of a moment
         # per moment: loudness, begin, its place, low, high, octave, noise, events
@@ -82,54 +101,48 @@ class TaggingStage(Stage):
     def collate(self, drawn: Sequence[tuple[str, Sound]], rng: random.Random) -> dict[str, Any]:
         """-> `groups` of windows of one length; the stage's `loss` says what is in them."""
         pictures = [changed(self._features(sound), AUGMENTATIONS[name], rng) for name, sound in drawn]
-        labels = torch.zeros(len(drawn), len(self.number))
-        for row, (_, sound) in zip(labels, drawn, strict=True):
-            row[[self.number[label] for label in sound.labels]] = 1
+        labels = [self._labels(sound) for _, sound in drawn]
         rows = []
         for i, (name, sound) in enumerate(drawn):
-            way = AUGMENTATIONS[name]
-            picture, wanted = pictures[i], labels[i]
+            way, picture, wanted = AUGMENTATIONS[name], pictures[i], labels[i]
             others = [j for j, (other, _) in enumerate(drawn) if other == name and j != i]
             if others and rng.random() < way.mix:
                 j, share = rng.choice(others), rng.uniform(0, 0.5)
                 picture = mixed(picture, pictures[j], share)
-                wanted = torch.lerp(labels[i], labels[j], share)
+                wanted = torch.lerp(wanted, labels[j], share)
             picture = picture[: self.hearing.encoder.spectrogram.frames]
-            rows.append((masked(picture, way, rng), wanted, self._loudness(picture), self._targets(sound), name))
-        sizes = [-(-len(row[0]) // SHORT) * SHORT for row in rows]
+            loudness = self._loudness(picture)  # as it is heard: the masks hide some of it
+            rows.append(Row(name, masked(picture, way, rng), wanted, loudness, self._targets(sound)))
+        sizes = sorted({row.frames for row in rows})
         return {
-            "groups": [
-                self._group([row for row, frames in zip(rows, sizes, strict=True) if frames == size], size)
-                for size in sorted(set(sizes))
-            ],
-            "tokens": float(sum(sizes)) / 100,
+            "groups": [self._group([row for row in rows if row.frames == size]) for size in sizes],
+            "tokens": sum(row.frames for row in rows) / 100,
         }
 
-    def _group(self, rows: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, str]], size: int) -> dict[str, Any]:
-        size = min(size, self.hearing.encoder.spectrogram.frames)
+    def _group(self, rows: Sequence[Row]) -> dict[str, Any]:
+        size = min(rows[0].frames, self.hearing.encoder.spectrogram.frames)
         moments = math.ceil(size / 100 / self.seconds - 1e-9)
-
-        def padded(tensors: Sequence[Tensor], length: int, value: float) -> Tensor:
-            blank = tensors[0].new_full((len(tensors), length, *tensors[0].shape[1:]), value)
-            for row, tensor in zip(blank, tensors, strict=True):
-                row[: len(tensor)] = tensor[:length]
-            return blank
-
         return {
-            "windows": padded([row[0] for row in rows], size, 0.0),
-            "frames": torch.tensor([len(row[0]) for row in rows]),
-            "labels": torch.stack([row[1] for row in rows]),
-            "loudness": padded([row[2] for row in rows], moments, math.nan),
-            "moments": padded([row[3] for row in rows], moments, math.nan),
-            "sources": [row[4] for row in rows],
+            "windows": _padded([row.picture for row in rows], size, 0.0),
+            "frames": torch.tensor([len(row.picture) for row in rows]),
+            "labels": torch.stack([row.labels for row in rows]),
+            "loudness": _padded([row.loudness for row in rows], moments, math.nan),
+            "moments": _padded([row.moments for row in rows], moments, math.nan),
+            "sources": [row.source for row in rows],
         }
+
+    def _labels(self, sound: Sound) -> Tensor:
+        """(C,) one for every class that is heard."""
+        labels = torch.zeros(len(self.number))
+        labels[[self.number[label] for label in sound.labels]] = 1
+        return labels
 
     def _features(self, sound: Sound) -> Tensor:
         """(F, M). Recordings come again and again, generated sounds once."""
         if id(sound) in self._known:
             return self._known[id(sound)][1]
         features = torch.cat(list(self.hearing.encoder.spectrogram.features(iter([torch.from_numpy(sound.waveform)]))))
-        if not sound.kinds:
+        if not sound.generated:
             self._known[id(sound)] = sound, features
         return features
 
@@ -143,7 +156,7 @@ class TaggingStage(Stage):
         """(T, 5 + 1 + events): begin, its place, low, high, octave, noise, events; NaN where nobody knows or nothing
         is to be said."""
         grid = self.hearing.encoder.grid[0]
-        if not sound.kinds:
+        if not sound.generated:
             return torch.full((grid, 6 + len(EVENTS)), math.nan)
         targets = torch.zeros(grid, 6 + len(EVENTS))
         targets[:, [1, 4]] = math.nan
@@ -251,3 +264,11 @@ class TaggingStage(Stage):
     def finish(self) -> None:
         for now, mean in zip(self._averaged().parameters(), self.average.parameters(), strict=True):
             now.copy_(mean)
+
+
+def _padded(tensors: Sequence[Tensor], length: int, value: float) -> Tensor:
+    """Tensors (n, ...) -> (W, length, ...), cut or filled up."""
+    blank = tensors[0].new_full((len(tensors), length, *tensors[0].shape[1:]), value)
+    for row, tensor in zip(blank, tensors, strict=True):
+        row[: len(tensor)] = tensor[:length]
+    return blank

@@ -170,7 +170,10 @@ def test_gradients_reach_the_encoder_and_the_heads(stage: TaggingStage, names: t
 
 def test_a_perfect_answer_costs_little_and_a_wrong_one_much(stage: TaggingStage, seed: int) -> None:
     """The loss of the moments falls when the head says the targets."""
-    batch = stage.collate(draw(seed, "soundscapes", "soundscapes"), random.Random(seed))
+    rng = random.Random(seed)
+    sounds = [SOURCES["soundscapes"].train(rng) for _ in range(20)]
+    sounds = [sound for sound in sounds if any(event.hertz for event in sound.events)]
+    batch = stage.collate([("soundscapes", sound) for sound in sounds], rng)
     (group,) = batch["groups"]
     wanted = group["moments"].nan_to_num(0.0)
     noise = torch.nn.functional.one_hot(wanted[..., 5].long(), 4) * 20 - 10.0
@@ -190,7 +193,7 @@ def test_a_perfect_answer_costs_little_and_a_wrong_one_much(stage: TaggingStage,
     for column in range(said.shape[-1]):
         wrong = said.clone()
         wrong[..., column] = -wrong[..., column] + (column in (0, 2, 5))
-        assert float(stage._moment_loss(wrong, group, {})) > 0.05 or column in (2, 5), f"{column}, seed {seed}"
+        assert float(stage._moment_loss(wrong, group, {})) > 0.05, f"{column}, seed {seed}"
 
 
 def test_the_average_follows_and_takes_the_place_of_the_weights(stage: TaggingStage) -> None:
@@ -216,6 +219,11 @@ def test_judging_moves_no_average(stage: TaggingStage) -> None:
     stage.loss(batch)
     assert stage.averaged_steps == 0
     assert all(torch.equal(before[name], value) for name, value in stage.average.state_dict().items())
+
+
+def test_classes_that_the_head_lacks_are_named(stage: TaggingStage) -> None:
+    with pytest.raises(ValueError, match=r"no classes \['wind'\]"):
+        TaggingStage(stage.model, {**SOURCES, "esc10": Named("rain", "wind")})
 
 
 class Recorded:
