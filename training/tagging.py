@@ -29,6 +29,7 @@ SWEPT_OCTAVES = {"rising sweep": (0.0, 2.0), "falling sweep": (2.0, 0.0)}
 MIDDLE_HERTZ = 500.0
 EXCLUSIVE = {"esc10", "spoken_digits"}  # sources whose sounds have one label each
 SHORT = 128  # frames; windows are as long as the longest sound in them needs, in such steps
+HAPPENING = 3.0  # weight of what is said of the moments, beside that of the tags
 LEAST_OVERLAP = 0.02  # seconds of an event in a moment that can be heard
 
 AUGMENTATIONS: dict[str, Augmentation] = {
@@ -198,7 +199,7 @@ class TaggingStage(Stage):
             tagging = F.binary_cross_entropy_with_logits(found, wanted, reduction="sum") / count
             tagging = tagging + self._choice_loss(found, group, parts) / count
             happening = self._moment_loss(moments.float(), group, parts) * len(wanted) / count
-            loss = loss.to(tagging.device) + tagging + happening
+            loss = loss.to(tagging.device) + tagging + HAPPENING * happening
             parts.setdefault("tagging", []).append(float(tagging.detach()) * count / len(wanted))
         report = {name: sum(values) / len(values) for name, values in parts.items()}
         return loss, {"tokens": batch["tokens"], **report}
