@@ -19,6 +19,7 @@ from mm_rwkv7.synthetic.dice import Dice
 from training.sources import QA, read_rows
 
 RATE = 16_000
+DESCRIBE = "Describe the sound."  # the question whose answer is a sound's caption
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Soundscapes:
         pass
 
     def texts(self) -> list[str]:
-        return [*(text for seed in range(0, 6000, 2) for text in self._words(seed)), *self.labels]
+        return [DESCRIBE, *(text for seed in range(0, 6000, 2) for text in self._words(seed)), *self.labels]
 
     def _words(self, seed: int) -> list[str]:
         """What `soundscapes.sample` says of a seed, without the sound."""
@@ -113,7 +114,7 @@ class Recordings:
         raise NotImplementedError
 
     def texts(self) -> list[str]:
-        return [self.question, *self.labels, *map(self.caption, self.labels)]
+        return [DESCRIBE, self.question, *self.labels, *map(self.caption, self.labels)]
 
     def train(self, rng: random.Random) -> Sound:
         return rng.choice(self.training)

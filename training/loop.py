@@ -23,8 +23,8 @@ from tqdm import tqdm
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.weights import replacing
 from training.config import RunConfig, StageConfig, describe
+from training.data import AnySource
 from training.optim import build_optimizer, gradient_norm, set_learning_rate
-from training.sources import Sample, Source
 
 
 class Stage(nn.Module):
@@ -35,8 +35,8 @@ class Stage(nn.Module):
         super().__init__()
         self.model = model
 
-    def collate(self, drawn: Sequence[tuple[str, Sample]], rng: random.Random) -> dict[str, Any]:
-        """(source, sample) pairs -> one batch of tensors."""
+    def collate(self, drawn: Sequence[tuple[str, Any]], rng: random.Random) -> dict[str, Any]:
+        """(source, sample) pairs, of the kinds of samples that the stage is made for -> one batch of tensors."""
         raise NotImplementedError
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
@@ -47,7 +47,7 @@ class Stage(nn.Module):
 class Steps(Dataset[dict[str, Any]]):
     """The batch of every step of a stage, drawn from its sources by weight."""
 
-    def __init__(self, stage: Stage, config: StageConfig, sources: Mapping[str, Source], seed: int) -> None:
+    def __init__(self, stage: Stage, config: StageConfig, sources: Mapping[str, AnySource], seed: int) -> None:
         self.stage, self.config, self.sources, self.seed = stage, config, sources, seed
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ def train_stage(
     stage: Stage,
     config: StageConfig,
     run: RunConfig,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, AnySource],
     folder: Path,
     offset: int,
 ) -> None:

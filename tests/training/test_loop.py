@@ -14,7 +14,7 @@ from mm_rwkv7.config import PromptTemplate
 from training import run as module
 from training.answer import turns
 from training.config import RunConfig, load_recipe
-from training.run import continued_model, open_sources, train
+from training.run import continued_model, data_of, train
 from training.sources import SOURCES, Sample, Scenes
 from training.tower import TowerStage
 
@@ -145,9 +145,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pyt
 
 def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"flowers.*missing"):
-        open_sources(recipe(tmp_path, "stages.tower.data={flowers: 1}", f"data={tmp_path}"))
+        data_of(recipe(tmp_path, "stages.tower.data={flowers: 1}", f"data={tmp_path}"))
     with pytest.raises(ValueError, match=r"unknown data.*'dreams'"):
-        open_sources(recipe(tmp_path, "stages.tower.data={dreams: 1}"))
+        data_of(recipe(tmp_path, "stages.tower.data={dreams: 1}"))
 
 
 def test_a_run_begins_with_the_weights_it_is_given(straight: Path, tmp_path: Path) -> None:
