@@ -43,6 +43,9 @@ class Stage(nn.Module):
         """-> (scalar loss, what to log beside it)."""
         raise NotImplementedError
 
+    def finish(self) -> None:
+        """Called after the last step, and again if a run that was done is started anew."""
+
 
 class Steps(Dataset[dict[str, Any]]):
     """The batch of every step of a stage, drawn from its sources by weight."""
@@ -113,6 +116,7 @@ def train_stage(
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             if (step + 1) % run.checkpoint_every == 0 or step + 1 == config.steps:
                 _keep(folder, offset + step + 1, stage, optimizer, run.keep)
+    stage.finish()
 
 
 def autocast_wanted(precision: str, device: torch.device) -> bool:
