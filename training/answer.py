@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.processor import Message, Processor
 from mm_rwkv7.state import State
+from training.augment import AUGMENTATIONS, Augmentation, changed, masked
 from training.data import AnySample
-from training.hearing import DESCRIBE, Sound
+from training.hearing import DESCRIBE, Features, Sound
 from training.loop import Stage
 from training.sources import Sample
 
@@ -38,13 +40,14 @@ class AnswerStage(Stage):
         self.prefix = processor.tokenizer.encode(before)
         if not blind:
             self.prefix += processor.placeholders()
-        template = processor.template
+        tokens, template = processor.sound_tokens, processor.template
+        self.features = None if tokens is None else Features(tokens.spectrogram)
         self.sound_prefix = processor.tokenizer.encode(template.user + template.audio.partition("{audio}")[0])
 
     def collate(self, drawn: Sequence[tuple[str, AnySample]], rng: random.Random) -> dict[str, Any]:
         pictures = [sample for _, sample in drawn if isinstance(sample, Sample)]
-        sounds = [sample for _, sample in drawn if isinstance(sample, Sound)]
-        samples: list[AnySample] = [*pictures, *sounds]
+        sounds = [(name, sample) for name, sample in drawn if isinstance(sample, Sound)]
+        samples: list[AnySample] = [*pictures, *(sound for _, sound in sounds)]
         rows = [
             (owner, *self._tokens(question, answer))
             for owner, sample in enumerate(samples)
@@ -55,7 +58,7 @@ class AnswerStage(Stage):
             assert self.model.tower is not None
             batch["pixels"] = self.model.tower.preprocess.pixels([picture.image for picture in pictures])
         if sounds and not self.blind:
-            batch |= self._listen(sounds)
+            batch |= self._listen(sounds, rng)
         return batch
 
     def _choose(self, sample: AnySample, rng: random.Random) -> list[tuple[str, str]]:
@@ -67,27 +70,25 @@ class AnswerStage(Stage):
             qa.append((describe, sample.caption))
         return qa
 
-    def _listen(self, sounds: Sequence[Sound]) -> dict[str, Tensor]:
+    def _listen(self, drawn: Sequence[tuple[str, Sound]], rng: random.Random) -> dict[str, Tensor]:
         """`windows` (W, F, M) of all sounds, how many `frames` (W,) of each are sound, and what is read before a
         question: `heard` (S, T) with its `heard_mask`."""
-        assert self.processor.sound_tokens is not None
-        spectrogram = self.processor.sound_tokens.spectrogram
-        waveforms = [torch.from_numpy(sound.waveform) for sound in sounds]
-        pairs = [pair for waveform in waveforms for pair in spectrogram.windows(iter([waveform]))]
-        rows = [[*self.sound_prefix, *self.processor.sound_placeholders(len(waveform))] for waveform in waveforms]
-        longest = max(map(len, rows))
-        heard, mask = (
-            torch.zeros(len(rows), longest, dtype=torch.long),
-            torch.zeros(len(rows), longest, dtype=torch.bool),
-        )
-        for i, row in enumerate(rows):
-            heard[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = True
+        tokens = self.processor.sound_tokens
+        assert tokens is not None
+        assert self.features is not None
+        length = tokens.spectrogram.frames
+        windows, rows = [], []
+        for name, sound in drawn:
+            way = AUGMENTATIONS.get(name, Augmentation())
+            picture = masked(changed(self.features(sound), way, rng), way, rng)
+            windows += picture.split(length)
+            placeholders = [self.processor.tokenizer.audio_id] * tokens.of_frames(len(picture))
+            rows.append(torch.tensor([*self.sound_prefix, *placeholders]))
         return {
-            "windows": torch.stack([window for window, _ in pairs]),
-            "frames": torch.tensor([frames for _, frames in pairs]),
-            "heard": heard,
-            "heard_mask": mask,
+            "windows": torch.stack([F.pad(window, (0, 0, 0, length - len(window))) for window in windows]),
+            "frames": torch.tensor([len(window) for window in windows]),
+            "heard": pad_sequence(rows, batch_first=True),
+            "heard_mask": pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True),
         }
 
     def _tokens(self, question: str, answer: str) -> tuple[list[int], list[int]]:

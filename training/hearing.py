@@ -2,7 +2,7 @@
 
 The sources keep to the protocol of `training.sources`: each splits itself into what is trained on and what is kept out.
 
-Letters: n samples.
+Letters: n samples, F frames, M mel bins.
 """
 
 import random
@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from encoders.spectrogram import Spectrogram
 from mm_rwkv7.sounds import load_sound
 from mm_rwkv7.synthetic import events, hearing, soundscapes
 from mm_rwkv7.synthetic.dice import Dice
@@ -154,6 +157,22 @@ class SpokenDigits(Recordings):
 
     def caption(self, label: str) -> str:
         return f"a voice says {label}"
+
+
+class Features:
+    """Spectrograms of sounds, (F, M). Recordings come again and again and are kept, generated sounds once."""
+
+    def __init__(self, spectrogram: Spectrogram) -> None:
+        self.spectrogram = spectrogram
+        self._known: dict[int, tuple[Sound, Tensor]] = {}
+
+    def __call__(self, sound: Sound) -> Tensor:
+        if id(sound) in self._known:
+            return self._known[id(sound)][1]
+        features = torch.cat(list(self.spectrogram.features(iter([torch.from_numpy(sound.waveform)]))))
+        if not sound.kinds:
+            self._known[id(sound)] = sound, features
+        return features
 
 
 SOUND_SOURCES: dict[str, Callable[[Path], SoundSource]] = {

@@ -35,7 +35,7 @@ SAMPLES = [
 DRAWN = [("scenes", sample) for sample in SAMPLES]
 HEARD = [
     (
-        "soundscapes",
+        "as it is",
         Sound(
             scape.waveform[:length].astype(np.float32) / 32768,
             scape.caption,
