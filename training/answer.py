@@ -65,8 +65,8 @@ class AnswerStage(Stage):
         qa = list(sample.qa)
         if len(qa) > self.questions:
             qa = rng.sample(qa, self.questions)
-        if rng.random() < CAPTION_SHARE:
-            describe = self.processor.template.caption if isinstance(sample, Sample) else DESCRIBE
+        describe = self.processor.template.caption if isinstance(sample, Sample) else DESCRIBE
+        if rng.random() < CAPTION_SHARE and all(question != describe for question, _ in qa):
             qa.append((describe, sample.caption))
         return qa
 

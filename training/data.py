@@ -1,12 +1,20 @@
 """Every source of training samples by its name: pictures and sounds."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mm_rwkv7.processor import Message
-from training.hearing import RATE, SOUND_SOURCES, Sound, SoundSource
+from training.captioned import AudioCaps, Clotho
+from training.hearing import ESC10, RATE, Sound, Soundscapes, SoundSource, SpokenDigits
 from training.sources import SOURCES, Sample, Source
 
+SOUND_SOURCES: dict[str, Callable[[Path], SoundSource]] = {
+    "soundscapes": Soundscapes,
+    "esc10": ESC10,
+    "spoken_digits": SpokenDigits,
+    "audiocaps": AudioCaps,
+    "clotho": Clotho,
+}
 AnySample = Sample | Sound
 AnySource = Source | SoundSource
 NAMES = (*SOURCES, *SOUND_SOURCES)

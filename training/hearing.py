@@ -31,7 +31,7 @@ class Sound:
 
     `waveform` is (n,) fp32 within about -1 ... 1 at `RATE`, `labels` are all classes that are heard in it. Generated
     soundscapes also tell what happens when (`events`), the colour of the noise behind it (`noise`) and what each
-    question is about (`kinds`).
+    question is about (`kinds`). `fresh` sounds are made or read for one use, others come again.
     """
 
     waveform: np.ndarray
@@ -41,6 +41,7 @@ class Sound:
     kinds: tuple[str, ...] = ()
     events: tuple[soundscapes.Event, ...] = ()
     noise: str | None = None
+    fresh: bool = False
 
 
 class SoundSource(Protocol):
@@ -93,6 +94,7 @@ class Soundscapes:
             kinds=tuple(kind for _, _, kind in scape.qa),
             events=scape.events,
             noise=scape.noise,
+            fresh=True,
         )
 
 
@@ -160,7 +162,7 @@ class SpokenDigits(Recordings):
 
 
 class Features:
-    """Spectrograms of sounds, (F, M). Recordings come again and again and are kept, generated sounds once."""
+    """Spectrograms of sounds, (F, M); those of sounds that come again are kept."""
 
     def __init__(self, spectrogram: Spectrogram) -> None:
         self.spectrogram = spectrogram
@@ -170,13 +172,6 @@ class Features:
         if id(sound) in self._known:
             return self._known[id(sound)][1]
         features = torch.cat(list(self.spectrogram.features(iter([torch.from_numpy(sound.waveform)]))))
-        if not sound.kinds:
+        if not sound.fresh:
             self._known[id(sound)] = sound, features
         return features
-
-
-SOUND_SOURCES: dict[str, Callable[[Path], SoundSource]] = {
-    "soundscapes": Soundscapes,
-    "esc10": ESC10,
-    "spoken_digits": SpokenDigits,
-}

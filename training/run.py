@@ -19,8 +19,8 @@ from mm_rwkv7.processor import Processor
 from mm_rwkv7.tokenizer import Tokenizer
 from training.answer import AnswerStage, turns
 from training.config import RunConfig, StageConfig
-from training.data import AnySource, open_sources
-from training.hearing import SOUND_SOURCES, SoundSource
+from training.data import SOUND_SOURCES, AnySource, open_sources
+from training.hearing import SoundSource
 from training.loop import kept_steps, train_stage, write_config
 from training.plot import plot_loss
 from training.samples import write_samples

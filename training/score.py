@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from mm_rwkv7.command import Parser, run_command
 from mm_rwkv7.pipeline import Pipeline
-from training.data import NAMES, AnySample, AnySource, open_sources, open_turn
+from training.config import load_recipe
+from training.data import AnySample, AnySource, open_sources, open_turn
 from training.sources import Sample
 
 TRAINED = 4000  # samples of each source that the blind guess has seen
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m training.score", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a checkpoint folder, or nano")
     parser.add_argument("--data", default="../shared/data", type=Path, help="folder of the parquet tables")
-    parser.add_argument("--sources", default=",".join(NAMES), help="which of them, with commas")
+    parser.add_argument("--sources", help="which of them, with commas (default: those that nano learns from)")
     parser.add_argument("--limit", default=1000, type=int, help="pictures or sounds of each source at most")
     return run_command(parser, arguments, _score)
 
@@ -99,7 +100,8 @@ def _score(options: Namespace) -> None:
     if pipeline.model.tower is None:
         raise ValueError(f"model {options.model!r} cannot see, it has no tower")
     size = pipeline.model.tower.preprocess.size
-    print(table(score(pipeline, open_sources(options.sources.split(","), options.data, size), options.limit)))
+    names = options.sources.split(",") if options.sources else [n for s in load_recipe("nano").stages for n in s.data]
+    print(table(score(pipeline, open_sources(names, options.data, size), options.limit)))
 
 
 if __name__ == "__main__":
