@@ -193,13 +193,15 @@ class Convolution(nn.Module):
 class BiRWKV7(SoundEncoder):
     """windows (W, F, M), frames (W,) -> features (W, T, D), zero where there is no sound.
 
-    Windows may be shorter than the spectrogram's, a multiple of the patch: what follows the sound may be left out.
+    Windows may be shorter than the spectrogram's, a multiple of the patch. What follows the longest
+    sound costs nothing.
     `scan` is the recurrence, `mm_rwkv7.ops.wkv7`.
     """
 
     def __init__(self, config: BiRWKV7Config, scan: Scan) -> None:
         super().__init__()
         self.width, self.grid, self.spectrogram = config.width, config.grid, config.spectrogram
+        self.patch = config.patch[0]
         widths = (1, *config.stem)
         self.stem = nn.Sequential(*map(Convolution, widths[:-1], widths[1:]))
         time, pitch = (size >> len(config.stem) for size in config.patch)
@@ -210,6 +212,8 @@ class BiRWKV7(SoundEncoder):
         initialise(self)
 
     def forward(self, windows: Tensor, frames: Tensor) -> Tensor:
+        tokens = windows.shape[1] // self.patch * self.grid[1]
+        windows = windows[:, : -(-int(frames.max()) // self.patch) * self.patch]
         picture = self.spectrogram.normalise(windows).to(self.positions.dtype)[:, None]
         if len(self.stem):  # its convolutions reach beyond the end of the sound
             there = torch.arange(windows.shape[1], device=frames.device) < frames[:, None]
@@ -220,7 +224,7 @@ class BiRWKV7(SoundEncoder):
         v_first = None
         for block in self.blocks:
             x, v_first = block(x, v_first, heard)
-        return self.ln_out(x) * heard
+        return F.pad(self.ln_out(x) * heard, (0, 0, 0, tokens - x.shape[1]))
 
 
 def initialise(encoder: BiRWKV7) -> None:

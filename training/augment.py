@@ -45,6 +45,27 @@ class Augmentation:
     mix: float = 0.0
 
 
+# By the name of the source.
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "soundscapes": Augmentation(gain=0.7),
+    "esc10": Augmentation(
+        roll=True,
+        lengths=(256, 384, 512),
+        stretch=1.25,
+        shift=6.0,
+        gain=2.5,
+        tilt=0.8,
+        hiss=0.25,
+        time_masks=(2, 40),
+        bin_masks=(2, 20),
+        mix=0.6,
+    ),
+    "spoken_digits": Augmentation(
+        lead=60, stretch=1.25, shift=5.0, gain=2.5, tilt=0.8, hiss=0.3, time_masks=(1, 6), bin_masks=(2, 14)
+    ),
+}
+
+
 def changed(picture: Tensor, way: Augmentation, rng: random.Random) -> Tensor:
     """(F, M) -> (F', M): all but the mixing and the masks, which come after it."""
     if way.roll:

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.weights import replacing
 from training.config import RunConfig, StageConfig, describe
+from training.data import AnySource
 from training.optim import build_optimizer, gradient_norm, set_learning_rate
-from training.sources import Source
 
 
 class Stage(nn.Module):
@@ -36,7 +36,7 @@ class Stage(nn.Module):
         self.model = model
 
     def collate(self, drawn: Sequence[tuple[str, Any]], rng: random.Random) -> dict[str, Any]:
-        """(source, what it gave) pairs -> one batch of tensors."""
+        """(source, sample) pairs, of the kinds of samples that the stage is made for -> one batch of tensors."""
         raise NotImplementedError
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
@@ -50,7 +50,7 @@ class Stage(nn.Module):
 class Steps(Dataset[dict[str, Any]]):
     """The batch of every step of a stage, drawn from its sources by weight."""
 
-    def __init__(self, stage: Stage, config: StageConfig, sources: Mapping[str, Source], seed: int) -> None:
+    def __init__(self, stage: Stage, config: StageConfig, sources: Mapping[str, AnySource], seed: int) -> None:
         self.stage, self.config, self.sources, self.seed = stage, config, sources, seed
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ def train_stage(
     stage: Stage,
     config: StageConfig,
     run: RunConfig,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, AnySource],
     folder: Path,
     offset: int,
 ) -> None:
@@ -125,7 +125,8 @@ def autocast_wanted(precision: str, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def write_config(folder: Path, run: RunConfig) -> None:

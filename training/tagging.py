@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from mm_rwkv7.hearing import Hearing
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.synthetic.soundscapes import KINDS, NOISES
-from training.augment import Augmentation, changed, masked, mixed
-from training.hearing import Sound, SoundSource
+from training.augment import AUGMENTATIONS, changed, masked, mixed
+from training.hearing import Features, Sound, SoundSource
 from training.loop import Stage
 
 EVENTS = (*KINDS, "beep", "note")
@@ -31,25 +31,6 @@ EXCLUSIVE = {"esc10", "spoken_digits"}  # sources whose sounds have one label ea
 SHORT = 128  # frames; windows are as long as the longest sound in them needs, in such steps
 HAPPENING = 3.0  # weight of what is said of the moments, beside that of the tags
 LEAST_OVERLAP = 0.02  # seconds of an event in a moment that can be heard
-
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "soundscapes": Augmentation(gain=0.7),
-    "esc10": Augmentation(
-        roll=True,
-        lengths=(256, 384, 512),
-        stretch=1.25,
-        shift=6.0,
-        gain=2.5,
-        tilt=0.8,
-        hiss=0.25,
-        time_masks=(2, 40),
-        bin_masks=(2, 20),
-        mix=0.6,
-    ),
-    "spoken_digits": Augmentation(
-        lead=60, stretch=1.25, shift=5.0, gain=2.5, tilt=0.8, hiss=0.3, time_masks=(1, 6), bin_masks=(2, 14)
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +69,7 @@ class TaggingStage(Stage):
         self.moments = nn.Linear(encoder.width, 6 + 1 + len(NOISES) + len(EVENTS))
         self.average = copy.deepcopy(self._averaged()).requires_grad_(False)
         self.register_buffer("averaged_steps", torch.zeros(()))
-        self._known: dict[int, tuple[Sound, Tensor]] = {}
+        self.features = Features(encoder.spectrogram)
 
     @property
     def hearing(self) -> Hearing:
@@ -101,7 +82,7 @@ class TaggingStage(Stage):
 
     def collate(self, drawn: Sequence[tuple[str, Sound]], rng: random.Random) -> dict[str, Any]:
         """-> `groups` of windows of one length; the stage's `loss` says what is in them."""
-        pictures = [changed(self._features(sound), AUGMENTATIONS[name], rng) for name, sound in drawn]
+        pictures = [changed(self.features(sound), AUGMENTATIONS[name], rng) for name, sound in drawn]
         labels = [self._labels(sound) for _, sound in drawn]
         rows = []
         for i, (name, sound) in enumerate(drawn):
@@ -137,15 +118,6 @@ class TaggingStage(Stage):
         labels = torch.zeros(len(self.number))
         labels[[self.number[label] for label in sound.labels]] = 1
         return labels
-
-    def _features(self, sound: Sound) -> Tensor:
-        """(F, M). Recordings come again and again, generated sounds once."""
-        if id(sound) in self._known:
-            return self._known[id(sound)][1]
-        features = torch.cat(list(self.hearing.encoder.spectrogram.features(iter([torch.from_numpy(sound.waveform)]))))
-        if not sound.generated:
-            self._known[id(sound)] = sound, features
-        return features
 
     def _loudness(self, picture: Tensor) -> Tensor:
         """(F, M) -> (T,) the logarithm of the mean power of each moment, about -1 ... 1."""
