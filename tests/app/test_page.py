@@ -7,15 +7,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
+from app import example_sounds
 from app.cli import main
 from app.example_scenes import SCENES, examples, picture
 from app.serving import check_address
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
+from mm_rwkv7.synthetic import soundscapes
 
 Pictures = dict[str, Path]
 CONTROLS = {
@@ -66,6 +71,41 @@ def test_describe_asks_for_a_caption(visitor: Client, pictures: Pictures, endles
     caption = Pipeline(endless_model).caption(pictures["red"], Sampling(max_new_tokens=8))
     assert _answer(outputs) == caption
     assert outputs[1] == "kept"
+
+
+def test_a_sound_is_asked_about_and_shown(
+    listening_page: str, listening_model: Any, pictures: Pictures, wave: Path
+) -> None:
+    listener, visitor = Pipeline(listening_model), Client(listening_page, verbose=False)
+    sound = {"sound": handle_file(wave)}
+    for seen, read in ((None, "sound"), (pictures["red"], "picture and sound")):
+        outputs = visitor.predict(**_asking(seen, "What?") | sound, api_name="/ask")
+        assert _answer(outputs) == listener.ask("What?", [] if seen is None else [seen], [wave]).text
+        assert outputs[2].startswith(f"{read} read in")
+    described = visitor.predict(None, handle_file(wave), "kept", *CONTROLS.values(), api_name="/describe")
+    assert _answer(described) == listener.ask("What do you hear?", audio=[wave]).text
+
+    spectrogram, tags = visitor.predict(handle_file(wave), api_name="/hear")
+    with Image.open(spectrogram) as drawn:
+        assert drawn.getbbox() is not None
+    shown = {tag["label"]: tag["confidence"] for tag in tags["confidences"]}
+    assert shown == pytest.approx(dict(listener.tag(wave)))
+    assert visitor.predict(None, api_name="/hear") == (None, None)
+
+
+def test_a_file_that_is_no_sound_is_a_message(listening_page: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("no sound")
+    visitor = Client(listening_page, verbose=False)
+    for asking, name in (
+        ({"sound": handle_file(text)}, "/hear"),
+        (_asking(None, "?") | {"sound": handle_file(text)}, "/ask"),
+    ):
+        with pytest.raises(AppError) as error:
+            visitor.predict(**asking, api_name=name)
+        assert str(error.value) == "text.wav is not a sound, or not of a known format (WAV, FLAC, OGG, MP3)"
+    with pytest.raises(AppError, match="no picture or sound to describe"):
+        visitor.predict(None, None, "", *CONTROLS.values(), api_name="/describe")
 
 
 def test_visitors_side_by_side_do_not_hear_each_other(slow_page: Any, pictures: Pictures) -> None:
@@ -127,8 +167,6 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_examples_are_scenes_that_no_training_has_shown() -> None:
-    from PIL import Image
-
     from mm_rwkv7.synthetic.scenes import sample
 
     assert len(examples()) == len(SCENES)
@@ -137,3 +175,14 @@ def test_the_examples_are_scenes_that_no_training_has_shown() -> None:
         with Image.open(picture(seed)) as image:
             assert image.tobytes() == sample(seed, image.width).image.tobytes()
         assert question
+
+
+def test_the_example_sounds_are_soundscapes_that_no_training_has_played() -> None:
+    assert len(example_sounds.examples()) == len(example_sounds.names()) == len(example_sounds.SOUNDS)
+    for seed, (_, question) in example_sounds.SOUNDS.items():
+        assert seed % 2 == 1
+        waveform, rate = soundfile.read(example_sounds.file(seed), dtype="int16")
+        scape = soundscapes.sample(seed)
+        assert rate == scape.rate
+        assert np.array_equal(waveform, scape.waveform)
+        assert question in [asked for asked, _, _ in scape.qa]
