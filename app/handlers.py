@@ -14,7 +14,7 @@ from mm_rwkv7.sampling import Sampling
 
 Update = tuple[Any, ...]
 
-LISTEN = "What do you hear?"
+DESCRIBE_SOUND = "Describe the sound."
 TAGS = 5
 NAMES = {"image": "picture", "audio": "sound"}
 
@@ -62,11 +62,11 @@ class Handlers:
     def describe(
         self, picture: str | None, sound: str | None, question: str, request: gr.Request, *controls: Any
     ) -> Iterator[Update]:
-        """Describe a picture, or say what is heard. The controls are those of `ask`, in its order."""
+        """Describe a picture, or a sound without one. The controls are those of `ask`, in its order."""
         if picture is None and sound is None:
             wanted = "picture" if self.pipeline.model.sound is None else "picture or sound"
             raise gr.Error(f"there is no {wanted} to describe", print_exception=False)
-        asked = LISTEN if picture is None else self.pipeline.model.config.template.caption
+        asked = DESCRIBE_SOUND if picture is None else self.pipeline.model.config.template.caption
         for chat, _, figures, stop in self.ask(picture, sound, asked, request, *controls):
             yield chat, question, figures, stop
 

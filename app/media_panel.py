@@ -5,9 +5,9 @@ from typing import Any
 import gradio as gr
 
 from app import example_scenes, example_sounds
-from app.handlers import LISTEN, TAGS, Handlers
+from app.handlers import TAGS, Handlers
 
-SEEING = "What is in the picture?"
+SEEING, HEARING = "What is in the picture?", "What do you hear?"
 AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -30,7 +30,7 @@ def picture_and_sound(handlers: Handlers, question: gr.Textbox) -> tuple[gr.Imag
             sounds = _sounds(sound, question)
             _heard(sound, handlers)
     gr.on([picture.change, sound.change], _marked, [picture, sound], [picture_tab, sound_tab], **AT_ONCE)
-    for tab, asking in ((picture_tab, SEEING), (sound_tab, LISTEN)):
+    for tab, asking in ((picture_tab, SEEING), (sound_tab, HEARING)):
         tab.select(lambda asking=asking: gr.Textbox(placeholder=asking), None, question, **AT_ONCE)
     scenes.dataset.click(_nothing, None, sound, **AT_ONCE)
     sounds.dataset.click(_nothing, None, picture, **AT_ONCE)

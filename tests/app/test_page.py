@@ -83,7 +83,7 @@ def test_a_sound_is_asked_about_and_shown(
         assert _answer(outputs) == listener.ask("What?", [] if seen is None else [seen], [wave]).text
         assert outputs[2].startswith(f"{read} read in")
     described = visitor.predict(None, handle_file(wave), "kept", *CONTROLS.values(), api_name="/describe")
-    assert _answer(described) == listener.ask("What do you hear?", audio=[wave]).text
+    assert _answer(described) == listener.ask("Describe the sound.", audio=[wave]).text
 
     spectrogram, tags = visitor.predict(handle_file(wave), api_name="/hear")
     with Image.open(spectrogram) as drawn:
