@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +42,8 @@ def browser_path() -> str:
 
 
 @contextmanager
-def _opened(browser_path: str, url: str) -> Iterator["Page"]:
-    """The page in a new tab; the test fails if it logs an error or asks any other host for anything."""
+def _opened(browser_path: str, url: str, expected: Sequence[str] = ()) -> Iterator["Page"]:
+    """The page in a new tab; the test fails if it logs other errors than these or asks any other host for anything."""
     from playwright.sync_api import sync_playwright
 
     errors: list[str] = []
@@ -58,7 +58,7 @@ def _opened(browser_path: str, url: str) -> Iterator["Page"]:
         tab.goto(url)
         yield tab
         browser.close()
-    assert errors == []
+    assert set(errors) <= set(expected)
     assert {host for host in hosts if host} <= {url.removeprefix("http://")}
 
 
@@ -154,6 +154,10 @@ def test_an_example_fills_picture_and_question(tab: "Page") -> None:
     _wait_until(tab, "document.querySelector('#question textarea').value.endsWith('?')")
 
 
+def _says(tab: "Page", text: str) -> bool:
+    return any(message.split() == text.split() for message in _messages(tab))
+
+
 def _shown(tab: "Page") -> list[str]:
     """The labels of the sound that is shown, once its spectrogram is there."""
     tab.wait_for_selector("#spectrogram img")
@@ -170,11 +174,13 @@ def test_a_sound_is_shown_and_asked_about(
     for question, read in (("What do you hear?", True), ("And where is it?", False)):
         tab.fill("#question textarea", question)
         tab.press("#question textarea", "Enter")
-        _wait_until(tab, f"document.querySelectorAll('#chat .message').length == {2 if read else 4}")
-        _wait_until(tab, "document.querySelector('#figures').innerText.includes('tokens')")
-        assert _written(tab) == 8
-        assert ("sound read in" in tab.inner_text("#figures")) == read
-        assert _messages(tab)[-2:] == [question, listener.ask(question, audio=[wave]).text]
+        figures = "document.querySelector('#figures').innerText"
+        _wait_until(
+            tab, f"{figures}.includes(' tokens') && {figures}.includes('read in') == {'true' if read else 'false'}"
+        )
+        assert tab.inner_text("#figures").startswith("sound read in" if read else "8 tokens")
+        assert _says(tab, question)
+        assert _says(tab, listener.ask(question, audio=[wave]).text)
 
     tab.click("role=tab[name='Picture']")  # which keeps the sound, as a mark says
     tab.wait_for_selector("role=tab[name='Sound ●']")
@@ -183,7 +189,8 @@ def test_a_sound_is_shown_and_asked_about(
     tab.fill("#question textarea", "What is it?")
     tab.click("#ask")
     _wait_until(tab, "document.querySelector('#figures').innerText.includes('picture and sound read in')")
-    assert _messages(tab) == ["What is it?", listener.ask("What is it?", [pictures["red"]], [wave]).text]
+    assert _says(tab, listener.ask("What is it?", [pictures["red"]], [wave]).text)
+    assert not _says(tab, "What do you hear?")
 
     tab.click("#clear")
     tab.wait_for_selector("role=tab[name='Sound']")
@@ -215,9 +222,13 @@ def test_an_example_sound_takes_the_picture_away(sound_tab: "Page", pictures: di
     tab.wait_for_selector("role=tab[name='Picture']")
 
 
-def test_a_file_that_is_no_sound_is_refused_with_a_message(sound_tab: "Page", tmp_path: Path) -> None:
+def test_a_file_that_is_no_sound_is_refused_with_a_message(
+    browser_path: str, listening_page: str, tmp_path: Path
+) -> None:
     text = tmp_path / "text.wav"
     text.write_text("no sound")
-    sound_tab.set_input_files("#sound input[type=file]", text)
-    sound_tab.wait_for_selector("text=text.wav is not a sound")
-    assert not sound_tab.is_visible("#spectrogram")
+    with _opened(browser_path, listening_page, ["Waveform load error: MediaError"]) as tab:
+        tab.click("role=tab[name='Sound']")
+        tab.set_input_files("#sound input[type=file]", text)
+        tab.wait_for_selector("text=text.wav is not a sound")
+        assert not tab.is_visible("#spectrogram")
