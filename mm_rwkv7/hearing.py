@@ -50,7 +50,11 @@ class SoundTokens:
 
     def count(self, samples: int) -> int:
         """Tokens of a sound of so many samples."""
-        whole, rest = divmod(self.spectrogram.count(samples), self.spectrogram.frames)
+        return self.of_frames(self.spectrogram.count(samples))
+
+    def of_frames(self, frames: int) -> int:
+        """Tokens of a sound of so many frames, in one window after another."""
+        whole, rest = divmod(frames, self.spectrogram.frames)
         return whole * self.of_window(self.spectrogram.frames) + self.of_window(rest)
 
 

@@ -17,7 +17,6 @@ from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.decode import Stepper, stepper
 from mm_rwkv7.generate import Decoder, prefill
-from mm_rwkv7.hearing import Hearing
 from mm_rwkv7.int8 import quantise
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
@@ -219,7 +218,7 @@ class Pipeline:
             raise ValueError(f"model {self.name!r} has no tagging head, it can be asked about a sound")
         labels = self.model.config.sound.labels
         total, frames = torch.zeros(len(labels)), 0
-        for windows, sounding in self._windows(hearing, self.processor.sound(audio)):
+        for windows, sounding in self._windows(self.processor.sound(audio)):
             scores = hearing.tag(windows, sounding).sigmoid()
             total += (scores * sounding[:, None]).sum(0).cpu()
             frames += int(sounding.sum())
@@ -265,14 +264,14 @@ class Pipeline:
     def _hear(self, batch: Batch) -> Iterator[Tensor]:
         """The tokens (..., D) of the batch's sounds, some windows at a time."""
         for sound in batch.sounds:
-            assert self.model.sound is not None
-            for windows, frames in self._windows(self.model.sound, sound):
-                yield self.model.sound.read(windows, frames)
+            for windows, frames in self._windows(sound):
+                yield self.model.hear(windows, frames)
 
-    def _windows(self, hearing: Hearing, sound: Sound) -> Iterator[tuple[Tensor, Tensor]]:
+    def _windows(self, sound: Sound) -> Iterator[tuple[Tensor, Tensor]]:
         """(W, F, M) and how many frames of each are sound (W,), a few at a time: memory does not grow with the
         length."""
-        windows = hearing.tokens.spectrogram.windows(sound.blocks())
+        assert self.processor.sound_tokens is not None
+        windows = self.processor.sound_tokens.spectrogram.windows(sound.blocks())
         while several := list(islice(windows, WINDOWS)):
             pictures, frames = zip(*several, strict=True)
             yield torch.stack(pictures).to(self.device), torch.tensor(frames, device=self.device)
