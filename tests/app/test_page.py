@@ -90,7 +90,7 @@ def test_a_sound_is_asked_about_and_shown(
         assert drawn.getbbox() is not None
     shown = {tag["label"]: tag["confidence"] for tag in tags["confidences"]}
     assert shown == pytest.approx(dict(listener.tag(wave)))
-    assert visitor.predict(None, api_name="/hear") == (None, None)
+    assert visitor.predict(None, api_name="/hear") == (None, {})
 
 
 def test_a_file_that_is_no_sound_is_a_message(listening_page: str, tmp_path: Path) -> None:
