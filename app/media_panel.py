@@ -3,6 +3,7 @@
 from typing import Any
 
 import gradio as gr
+from gradio.helpers import Examples
 
 from app import example_scenes, example_sounds
 from app.handlers import TAGS, Handlers
@@ -109,17 +110,20 @@ def _heard(sound: gr.Audio, handlers: Handlers) -> None:
     heard.success(lambda sound: gr.Column(visible=sound is not None), sound, place, **AT_ONCE)
 
 
-def _scenes(picture: gr.Image, question: gr.Textbox) -> gr.Examples:
+def _scenes(picture: gr.Image, question: gr.Textbox) -> Examples:
     return gr.Examples(
         example_scenes.examples(), [picture, question], label="Examples", visible_columns=[0], elem_id="examples"
     )
 
 
-def _sounds(sound: gr.Audio, question: gr.Textbox) -> gr.Examples:
-    return gr.Examples(
+def _sounds(sound: gr.Audio, question: gr.Textbox) -> Examples:
+    examples: Examples = gr.Examples(
         example_sounds.examples(),
         [sound, question],
         label="Examples",
         example_labels=example_sounds.names(),
         elem_id="sound-examples",
     )
+    # What Gradio does for the pictures: without it these would go as old uploads do.
+    sound.keep_in_cache |= sound.temp_files
+    return examples

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -17,11 +18,13 @@ from PIL import Image
 from app import example_sounds
 from app.cli import main
 from app.example_scenes import SCENES, examples, picture
+from app.page import build
 from app.serving import check_address
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.synthetic import soundscapes
 
+ROOT = Path(__file__).resolve().parents[2]
 Pictures = dict[str, Path]
 CONTROLS = {
     "follow_up": False,
@@ -186,3 +189,11 @@ def test_the_example_sounds_are_soundscapes_that_no_training_has_played() -> Non
         assert rate == scape.rate
         assert np.array_equal(waveform, scape.waveform)
         assert question in [asked for asked, _, _ in scape.qa]
+
+
+def test_examples_do_not_go_with_old_uploads(listening_model: Any) -> None:
+    page = build(Pipeline(listening_model))
+    held = [Path(path) for component in page.blocks.values() for path in component.temp_files]
+    assert {path.name for path in held} == {path.name for path in (ROOT / "app" / "examples").iterdir()}
+    delete_files_created_by_app(page, None)
+    assert all(path.exists() for path in held)
