@@ -2,9 +2,10 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from app.media import Part
 
 if TYPE_CHECKING:
     from mm_rwkv7.pipeline import Pipeline
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 def answer_file(pipeline: "Pipeline", source: Path, target: Path, sampling: "Sampling") -> int:
     """Answer the lines of `source` into `target`, in order, and return how many have an "error".
 
-    A line is `{"question", "image" or "images"}` with paths relative to the file's folder; its own fields are
-    kept. Lines are written as they come to `<target>.partial`, which becomes `target` at the end; after an
-    interruption it holds what was answered until then.
+    A line is `{"question", "image" or "images", "audio"}`, where audio is a path or a list of paths. Paths are relative
+    to the file's folder, pictures come before sounds, and the line's own fields are kept. Lines are written as they
+    come to `<target>.partial`, which becomes `target` at the end; after an interruption it holds what was answered
+    until then.
     """
     from tqdm import tqdm
 
@@ -51,30 +53,41 @@ def check_batch(source: Path | None, target: Path | None) -> tuple[Path, Path]:
     return source, target
 
 
+_EXPECTED = {"image": "a path", "images": "a list of paths", "audio": "a path or a list of paths"}
+
+
 class Answerer:
-    """Answers one line at a time; pictures that come again on the next line are not read again."""
+    """Answers one line at a time; media that come again on the next line are not read again."""
 
     def __init__(self, pipeline: "Pipeline", folder: Path, sampling: "Sampling") -> None:
         self.pipeline, self.folder, self.sampling = pipeline, folder, sampling
-        self._seen: tuple[list[str], State | None] = ([], None)
+        self._seen: tuple[list[Part], State | None] = ([], None)
 
     def __call__(self, line: bytes, number: int) -> dict[str, Any]:
         """The line's fields with its "answer" or its "error"."""
         fields: dict[str, Any] = {}
         try:
             fields = _fields(line, number)
-            question, images = _question(fields), _images(fields)
-            answer = self.pipeline.ask(question, sampling=self.sampling, state=self._after(images))
+            question, media = _question(fields), self._media(fields)
+            answer = self.pipeline.ask(question, sampling=self.sampling, state=self._after(media))
         except (ValueError, FloatingPointError) as error:
             return {**fields, "error": str(error)}
         return {**fields, "answer": answer.text}
 
-    def _after(self, images: Sequence[str]) -> "State | None":
-        if not images:
+    def _media(self, fields: dict[str, Any]) -> list[Part]:
+        if fields.get("image") is not None and fields.get("images") is not None:
+            raise ValueError("a line has image or images, not both")
+        images = [path for name in ("image", "images") for path in _paths(fields, name)]
+        return [
+            *({"type": "image", "image": self.folder / path} for path in images),
+            *({"type": "audio", "audio": self.folder / path} for path in _paths(fields, "audio")),
+        ]
+
+    def _after(self, media: list[Part]) -> "State | None":
+        if not media:
             return None
-        if self._seen[0] != images:
-            parts = [{"type": "image", "image": self.folder / image} for image in images]
-            self._seen = list(images), self.pipeline.prefill([{"role": "user", "content": parts}])
+        if self._seen[0] != media:
+            self._seen = media, self.pipeline.prefill([{"role": "user", "content": media}])
         return self._seen[1]
 
 
@@ -95,16 +108,12 @@ def _question(fields: dict[str, Any]) -> str:
     return question
 
 
-def _images(fields: dict[str, Any]) -> list[str]:
-    if fields.get("audio"):
-        raise ValueError("this model has no sound encoder, it cannot hear")
-    image, images = fields.get("image"), fields.get("images")
-    if image is not None and images is not None:
-        raise ValueError("a line has image or images, not both")
-    if image is not None:
-        images = [image]
-    if images is None:
+def _paths(fields: dict[str, Any], name: str) -> list[str]:
+    """The paths of a field: "images" is a list, "image" one path, "audio" either."""
+    value = fields.get(name)
+    if value is None:
         return []
-    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
-        raise ValueError(f"the images are {images!r:.80}, expected paths")
-    return images
+    paths = value if name == "images" or (name == "audio" and isinstance(value, list)) else [value]
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise ValueError(f"{name} is {value!r:.80}, expected {_EXPECTED[name]}")
+    return paths

@@ -30,7 +30,7 @@ from app.options import (
     TopK,
     TopP,
 )
-from app.output import print_json, print_stream
+from app.output import print_json, print_stream, print_tags
 
 if TYPE_CHECKING:
     from mm_rwkv7.pipeline import Answer, Pipeline
@@ -69,7 +69,7 @@ def _commands() -> typer.Typer:
     """Every command, in the order in which --help lists them."""
     cli = typer.Typer(
         name="mm-rwkv7",
-        help="RWKV-7 as a multimodal model: asks it about pictures, trains it, measures it.",
+        help="RWKV-7 as a multimodal model: asks it about pictures and sounds, trains it, measures it.",
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -88,7 +88,7 @@ def _fail(message: str, code: int) -> int:
 
 def ask(
     inputs: Annotated[
-        list[str] | None, typer.Argument(metavar="[MEDIA]... QUESTION", help="Pictures, then the question.")
+        list[str] | None, typer.Argument(metavar="[MEDIA]... QUESTION", help="Pictures and sounds, then the question.")
     ] = None,
     batch: Annotated[Path | None, typer.Option(metavar="IN.jsonl", help="Answer a file of questions.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="OUT.jsonl", help="Where its answers go.")] = None,
@@ -103,7 +103,7 @@ def ask(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Answer a question about pictures."""
+    """Answer a question about pictures and sounds."""
 
     def ready() -> "tuple[Pipeline, Sampling]":
         sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
@@ -146,28 +146,31 @@ def caption(
 
 def tag(
     sounds: Annotated[list[str], typer.Argument(metavar="AUDIO...", help="Sounds.")],
-    top: Annotated[int, typer.Option(help="How many labels for each.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="How many labels for each.")] = 10,
     model: Model = "nano",
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Name what is heard in sounds."""
+    """Name what is heard in sounds, the likeliest first."""
+    from mm_rwkv7.sounds import check_sound
+
     for sound in sounds:
-        if not os.path.isfile(sound):
-            raise ValueError(f"{sound}: there is no such file")
+        check_sound(sound)
     pipeline = _pipeline(model, device, dtype)
     for sound in sounds:
-        tags = [{"label": label, "score": score} for label, score in pipeline.tag(sound, top)]
+        tags = pipeline.tag(sound, top)
         if as_json:
-            print_json({"audio": sound, "tags": tags})
+            print_json({"audio": sound, "tags": [{"label": label, "score": score} for label, score in tags]})
         else:
-            print(f"{sound}: " + ", ".join(f"{tag['label']} {tag['score']:.2f}" for tag in tags), flush=True)
+            print_tags(tags, None if len(sounds) == 1 else sound)
 
 
 def chat(
-    media: Annotated[list[str] | None, typer.Argument(metavar="[MEDIA]...", help="Pictures to talk about.")] = None,
+    media: Annotated[
+        list[str] | None, typer.Argument(metavar="[MEDIA]...", help="Pictures and sounds to talk about.")
+    ] = None,
     model: Model = "nano",
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
@@ -179,9 +182,9 @@ def chat(
     debug: Debug = False,
 ) -> None:
     """Talk with the model; an empty line or the end of the input ends it."""
-    from app.media import read_picture
+    from app.media import read_medium, user_message
 
-    pictures = [read_picture(path) for path in media or []]
+    parts = [read_medium(path) for path in media or []]
     sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
     pipeline = _pipeline(model, device, dtype)
     state = None
@@ -190,9 +193,9 @@ def chat(
         question = sys.stdin.readline().strip()
         if not question:
             return
-        stream = pipeline.stream(_user(question, pictures), sampling, state)
+        stream = pipeline.stream(user_message(question, parts), sampling, state)
         print_stream(stream)
-        state, pictures = stream.answer.state, []
+        state, parts = stream.answer.state, []
 
 
 def embed(
@@ -269,18 +272,12 @@ def _sampling(max_new_tokens: int | None, temperature: float, top_p: float, top_
     return Sampling(max_new_tokens, temperature, top_p, top_k, seed=seed)
 
 
-def _user(question: str, pictures: list[Any]) -> list[Any]:
-    from mm_rwkv7.pipeline import question_about
-
-    return question_about(question, pictures)
-
-
 def _ask_once(inputs: list[str], as_json: bool, ready: "Ready") -> int:
-    from app.media import question_and_pictures
+    from app.media import question_and_media, user_message
 
-    question, pictures = question_and_pictures(inputs)
+    question, media = question_and_media(inputs)
     pipeline, sampling = ready()
-    stream = pipeline.stream(_user(question, pictures), sampling)
+    stream = pipeline.stream(user_message(question, media), sampling)
     if as_json:
         print_json(_described(stream.answer, pipeline.name))
     else:

@@ -3,37 +3,43 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import eq
 
 from mm_rwkv7.pipeline import Answer, Pipeline, question_about
 from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.state import State
+
+Medium = tuple[str, str]  # "image" or "audio", and the file's path
 
 PAUSE = 0.05  # seconds between two updates: more would only make a browser busy
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The answer's text so far; at the end also the `answer`, and how long reading its picture took if it was new."""
+    """The answer's text so far; at the end also the `answer`, and what was `read` before it because it was new, in how
+    many seconds."""
 
     text: str
     answer: Answer | None = None
-    read_s: float | None = None
+    read: tuple[Medium, ...] = ()
+    read_s: float = 0.0
 
 
 class Conversation:
-    """One visitor's questions about one picture, which is read once; a new picture begins anew.
+    """One visitor's questions about a picture, a sound or both, each of which is read once; another one begins anew.
 
-    Every question starts from the state after the picture, or with `follow_up` from the state after the last
-    answer. `turns` are the messages so far. One question at a time; `stop` may come from any thread.
+    Every question starts from the state after them, or with `follow_up` from the state after the last answer. `turns`
+    are the messages so far. One question at a time; `stop` may come from any thread.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.turns: list[dict[str, str]] = []
         self._pipeline = pipeline
-        self._picture: str | None = None
-        self._opened: State | None = None  # after the picture
+        self._media: tuple[Medium, ...] = ()
+        self._states: list[State] = []  # after each of them
         self._last: State | None = None  # after the last answer
         self._stop = threading.Event()
         self._busy = threading.Lock()
@@ -44,11 +50,11 @@ class Conversation:
         return self._busy.locked()
 
     def ask(
-        self, question: str, picture: str | None, sampling: Sampling, follow_up: bool = False
+        self, question: str, media: Sequence[Medium], sampling: Sampling, follow_up: bool = False
     ) -> Iterator[Progress]:
-        """Answer a question about the picture of a path. Closing the iterator ends the writing and forgets it.
+        """Answer a question about the media. Closing the iterator ends the writing and forgets it.
 
-        ValueError for a bad picture, an empty question, or while another answer is being written.
+        ValueError for a bad file, an empty question, or while another answer is being written.
         """
         if not question.strip():
             raise ValueError("the question is empty")
@@ -56,8 +62,11 @@ class Conversation:
             raise ValueError("an answer is still being written; stop it first")
         try:
             self._stop.clear()
-            read_s = self._open(picture)
-            state = self._last if follow_up else self._opened
+            began = time.perf_counter()
+            read = self._open(tuple(media))
+            read_s = time.perf_counter() - began
+            opened = self._states[-1] if self._states else None
+            state = self._last if follow_up else opened
             stream = self._pipeline.stream(question_about(question), sampling, state)
             yield from self._write(stream)
             stream.close()
@@ -67,7 +76,7 @@ class Conversation:
                 {"role": "user", "content": question},
                 {"role": "assistant", "content": answer.text},
             ]
-            yield Progress(answer.text, answer, read_s)
+            yield Progress(answer.text, answer, read, read_s)
         finally:
             self._busy.release()
 
@@ -75,17 +84,18 @@ class Conversation:
         """End the answer that is being written, if any, after its next token; what was written stays."""
         self._stop.set()
 
-    def _open(self, picture: str | None) -> float | None:
-        """Read the picture unless it is the one at hand; the seconds it took."""
-        if picture == self._picture:
-            return None
-        began = time.perf_counter()
-        opened = None
-        if picture is not None:
-            parts = [{"type": "image", "image": picture}]
-            opened = self._pipeline.prefill([{"role": "user", "content": parts}])
-        self._picture, self._opened, self._last, self.turns = picture, opened, opened, []
-        return None if picture is None else time.perf_counter() - began
+    def _open(self, media: tuple[Medium, ...]) -> tuple[Medium, ...]:
+        """Read the media unless they are at hand, from the first that is another; what was read."""
+        if media == self._media:
+            return ()
+        known = sum(1 for _ in takewhile(bool, map(eq, media, self._media)))
+        states = self._states[:known]
+        for kind, path in media[known:]:
+            message = {"role": "user", "content": [{"type": kind, kind: path}]}
+            states.append(self._pipeline.prefill([message], states[-1] if states else None))
+        self._media, self._states, self.turns = media, states, []
+        self._last = states[-1] if states else None
+        return media[known:]
 
     def _write(self, pieces: Iterable[str]) -> Iterator[Progress]:
         text, shown = "", 0.0

@@ -44,7 +44,7 @@ def examine() -> Diagnosis:
     device = choose_device("auto")
     path, against = wkv_path(device), wkv_reason(device)
     kernel = f"plain PyTorch: {against}" if against else "a kernel compiled for this machine"
-    reasons = [_cuda(), _cpu(), f"WKV-7: {path}, {kernel}", model]
+    reasons = [_cuda(), _cpu(), f"WKV-7: {path}, {kernel}", _sound(), model]
     return Diagnosis(python, torch.__version__, str(device), path, reasons)
 
 
@@ -81,6 +81,17 @@ def _cpu_flags() -> set[str]:
         return set()
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
     return {flag for line in lines if line.startswith("flags") for flag in line.split()}
+
+
+def _sound() -> str:
+    """torchaudio fits only the torch that it was built for, and nothing keeps another from being installed."""
+    try:
+        import soundfile
+        import torchaudio
+    except (ImportError, OSError, RuntimeError) as error:
+        first = str(error).partition("\n")[0]
+        return f"no sound: soundfile or torchaudio cannot be imported: {first}"
+    return f"sound: torchaudio {torchaudio.__version__}, libsndfile {soundfile.__libsndfile_version__}"
 
 
 def _bundled_model() -> str:

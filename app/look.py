@@ -8,6 +8,9 @@ CSS = """
 #introduction p { color: var(--body-text-color-subdued); max-width: 46em; }
 #figures { min-height: 1.6em; font-variant-numeric: tabular-nums; }
 #figures p { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
+#spectrogram { padding-top: 2.2em; }
+#spectrogram .icon-button-wrapper { display: none; }
+#tags .confidence-set, #tags .label { font-family: var(--font); }
 footer { display: none !important; }
 """
 

@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
+from PIL import UnidentifiedImageError
 from PIL.Image import Image
 
 from mm_rwkv7.pictures import load_picture
 
+Part = dict[str, Any]  # a picture or a sound, as a message holds it
 
-def question_and_pictures(inputs: Sequence[str]) -> tuple[str, list[Image]]:
+
+def question_and_media(inputs: Sequence[str]) -> tuple[str, list[Part]]:
     """The last of `inputs` is the question, the others are media files, which are read."""
     if not inputs:
         raise ValueError("there is no question; expected: mm-rwkv7 ask [MEDIA]... QUESTION")
@@ -17,23 +21,51 @@ def question_and_pictures(inputs: Sequence[str]) -> tuple[str, list[Image]]:
         raise ValueError("the question is empty")
     if os.path.isfile(question):
         raise ValueError(f"the question is missing: {question} is a file, and the question comes last")
-    return question, [read_picture(path) for path in media]
+    return question, [read_medium(path) for path in media]
 
 
-def read_picture(path: str | os.PathLike[str]) -> Image:
+def user_message(question: str, media: Sequence[Part] = ()) -> list[dict[str, Any]]:
+    """One user message: the media as they come, then the question."""
+    return [{"role": "user", "content": [*media, {"type": "text", "text": question}]}]
+
+
+def read_medium(path: str) -> Part:
+    """The picture or the sound of a file; a ValueError names it when it is neither, or not whole."""
+    if is_sound(path):
+        return _sound(path)
+    try:
+        return {"type": "image", "image": load_picture(path)}
+    except ValueError as error:
+        if not isinstance(error.__cause__, UnidentifiedImageError):
+            raise
+    try:  # a sound whose first bytes say nothing
+        return _sound(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is neither a picture nor a sound, or not of a known format") from error
+
+
+def read_picture(path: str) -> Image:
     """The picture of a file; a ValueError names it when it is no whole picture."""
     if is_sound(path):
-        raise ValueError(f"{os.fspath(path)} is a sound, and this model has no sound encoder, it cannot hear")
+        raise ValueError(f"{path} is a sound, expected a picture")
     return load_picture(path)
 
 
-def is_sound(path: str | os.PathLike[str]) -> bool:
+def is_sound(path: str) -> bool:
     """Whether a file begins as WAV, FLAC, Ogg or MP3 files do; False for one that cannot be read."""
     try:
         with open(path, "rb") as file:
             head = file.read(12)
     except OSError:
         return False
-    is_wave = head[:4] == b"RIFF" and head[8:] == b"WAVE"
+    is_wave = head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE"
     is_mp3 = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2  # a frame's sync, layer III
     return is_wave or is_mp3 or head.startswith((b"fLaC", b"OggS", b"ID3"))
+
+
+def _sound(path: str) -> Part:
+    """The path: a sound is checked, and not held."""
+    from mm_rwkv7.sounds import check_sound
+
+    check_sound(path)
+    return {"type": "audio", "audio": path}

@@ -1,17 +1,15 @@
 """The web page: where everything stands, and which handler answers to what."""
 
-from typing import Any
-
 import gradio as gr
 
 from app.conversation import Visitors
-from app.example_scenes import examples
 from app.handlers import Handlers
+from app.media_panel import AT_ONCE, SEEING, picture_and_sound
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 
 INTRODUCTION = """# mm-rwkv7
-Ask about a picture. The model reads it once into a small state and answers every question from there:
+Ask about a {media}. The model reads it once into a small state and answers every question from there:
 RWKV-7, a recurrent network without attention."""
 LONGEST = 1024  # tokens of an answer that a visitor may ask for
 UPLOADS_KEPT = 3600  # seconds
@@ -19,17 +17,17 @@ UPLOADS_KEPT = 3600  # seconds
 
 def build(pipeline: Pipeline) -> gr.Blocks:
     """The page around a pipeline. Each visitor, that is each open tab, has a conversation of their own."""
+    handlers = Handlers(pipeline, Visitors(pipeline))
+    media = "picture" if pipeline.model.sound is None else "picture or a sound"
     with gr.Blocks(title="mm-rwkv7", analytics_enabled=False, delete_cache=(UPLOADS_KEPT, UPLOADS_KEPT)) as page:
-        gr.Markdown(INTRODUCTION, elem_id="introduction")
+        gr.Markdown(INTRODUCTION.format(media=media), elem_id="introduction")
+        question = gr.Textbox(label="Question", placeholder=SEEING, max_lines=4, elem_id="question", render=False)
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
-                picture = _picture()
-                examples_place = gr.Column()
+                picture, sound = picture_and_sound(handlers, question)
             with gr.Column(scale=6, min_width=320):
-                chat = _chat()
-                question = gr.Textbox(
-                    label="Question", placeholder="What is in the picture?", max_lines=4, elem_id="question"
-                )
+                chat = _chat(f"Choose a {media}, then ask about it.")
+                question.render()
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", min_width=110, elem_id="ask")
                     stop = gr.Button("Stop", variant="stop", min_width=110, interactive=False, elem_id="stop")
@@ -37,55 +35,33 @@ def build(pipeline: Pipeline) -> gr.Blocks:
                     clear = gr.Button("Clear", min_width=110, elem_id="clear")
                 figures = gr.Markdown(elem_id="figures")
                 controls = _controls(pipeline.model.config.max_new_tokens)
-        with examples_place:
-            gr.Examples(examples(), [picture, question], label="Examples", visible_columns=[0], elem_id="examples")
 
-        handlers = Handlers(pipeline, Visitors(pipeline))
-        inputs = [picture, question, *controls]
+        inputs = [picture, sound, question, *controls]
         shown = [chat, question, figures, stop]
-        hidden: dict[str, Any] = {"show_progress": "hidden"}
-        at_once: dict[str, Any] = {"queue": False, "api_visibility": "private", **hidden}
-        asked = gr.on([ask.click, question.submit], handlers.ask, inputs, shown, api_name="ask", **hidden)
-        described = describe.click(handlers.describe, inputs, shown, api_name="describe", **hidden)
+        submitted = [ask.click, question.submit]
+        asked = gr.on(submitted, handlers.ask, inputs, shown, api_name="ask", show_progress="hidden")
+        described = describe.click(handlers.describe, inputs, shown, api_name="describe", show_progress="hidden")
         for event in (asked, described):
-            event.failure(handlers.idle, None, stop, **at_once)
-        stop.click(handlers.stop, None, None, **at_once)
+            event.failure(handlers.idle, None, stop, **AT_ONCE)
+        stop.click(handlers.stop, None, None, **AT_ONCE)
         gr.on(
             [clear.click, chat.clear],
             handlers.clear,
             None,
-            [picture, *shown],
+            [picture, sound, *shown],
             cancels=[asked, described],
-            **at_once,
+            **AT_ONCE,
         )
-        picture.change(handlers.change, None, [chat, figures], **at_once)
+        changes = [component.change for component in (picture, sound)]
+        gr.on(changes, handlers.change, None, [chat, figures], **AT_ONCE)
     return page
 
 
-def _picture() -> gr.Image:
-    picture = gr.Image(
-        label="Picture",
-        type="filepath",
-        sources=["upload", "clipboard", "webcam"],
-        height=340,
-        buttons=["fullscreen"],
-        alt_text="The picture that is asked about",
-        elem_id="picture",
-    )
-
-    # gr.Image would open the file itself, and fail without saying why; the pipeline's reader says it.
-    def path(payload: Any) -> str | None:
-        return None if payload is None else payload.path
-
-    picture.preprocess = path  # type: ignore[method-assign]
-    return picture
-
-
-def _chat() -> gr.Chatbot:
+def _chat(placeholder: str) -> gr.Chatbot:
     return gr.Chatbot(
         label="Conversation",
         height=400,
-        placeholder="Choose a picture, then ask about it.",
+        placeholder=placeholder,
         render_markdown=False,  # an answer is plain text: nothing in it becomes a link or a picture
         feedback_options=None,
         buttons=[],

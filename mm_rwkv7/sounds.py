@@ -80,6 +80,12 @@ def read_sound(source: SoundSource, rate: int = 16_000) -> Iterator[Tensor]:
     return resample(*_mono(source), rate)
 
 
+def check_sound(source: SoundSource) -> None:
+    """Read a sound through at its own rate and keep nothing; see `read_sound` for the errors."""
+    for _ in _mono(source)[0]:
+        pass
+
+
 def _mono(source: SoundSource) -> tuple[Iterator[Tensor], int]:
     """Blocks of one channel, and their rate."""
     if isinstance(source, tuple):

@@ -87,6 +87,24 @@ def tiny_checkpoint(tiny_model: "MMRWKV7", tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def listening_model(tiny_model: "MMRWKV7") -> "MMRWKV7":
+    """`tiny_model` with ears. It is shared: leave it as it is."""
+    from tests.ears import give_ears
+
+    return give_ears(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def listening_checkpoint(listening_model: "MMRWKV7", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`listening_model` as a native checkpoint's folder."""
+    from mm_rwkv7 import checkpoint
+
+    folder = tmp_path_factory.mktemp("listening") / "model"
+    checkpoint.save(listening_model, folder, "# listening\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def endless_model() -> "MMRWKV7":
     """Like `tiny_model`, but it writes 600 tokens: an answer that there is time to stop."""
     return make_model(max_new_tokens=600)

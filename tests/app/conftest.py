@@ -1,12 +1,16 @@
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 from PIL import Image
+
+from tests.ears import RATE, noise
 
 STEP = 0.02  # seconds a token of the slow page takes, however fast the machine is
 
@@ -28,12 +32,23 @@ class SlowPage:
     tokens: int = 0
 
 
-@pytest.fixture(scope="module")
-def slow_page(endless_model: Any) -> Iterator[SlowPage]:
-    """Served from this process."""
+@contextmanager
+def _served(model: Any, name: str) -> Iterator[str]:
+    """The address of a model's page, served from this process."""
     from app.page import build
     from app.serving import launch
     from mm_rwkv7.pipeline import Pipeline
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    page = build(Pipeline(model, name))
+    launch(page, "127.0.0.1", port)
+    yield f"http://127.0.0.1:{port}"
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def slow_page(endless_model: Any) -> Iterator[SlowPage]:
     from mm_rwkv7.sampling import Sampler
 
     sample = Sampler.__call__
@@ -43,12 +58,22 @@ def slow_page(endless_model: Any) -> Iterator[SlowPage]:
         served.tokens += 1
         return sample(sampler, logits)
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    served = SlowPage(f"http://127.0.0.1:{port}")
-    page = build(Pipeline(endless_model, "endless"))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, _served(endless_model, "endless") as url:
+        served = SlowPage(url)
         patch.setattr(Sampler, "__call__", slowly)
-        launch(page, "127.0.0.1", port)
         yield served
-        page.close()
+
+
+@pytest.fixture(scope="module")
+def listening_page(listening_model: Any) -> Iterator[str]:
+    """The address of a page whose model hears."""
+    with _served(listening_model, "listener") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def wave(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second of noise."""
+    path = tmp_path_factory.mktemp("sounds") / "noise.wav"
+    soundfile.write(path, noise(1.0).numpy(), RATE, subtype="FLOAT")
+    return path

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 from PIL import Image
 
 from app.batch import answer_file
 from app.cli import main
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
+from tests.ears import RATE, noise
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,9 @@ def test_lines_keep_their_order_and_fields(pipeline: Pipeline, folder: Path) -> 
         ({"question": "What?", "image": "nowhere.png"}, "nowhere.png: there is no such file"),
         ({"question": "What?", "image": "text.png"}, "is not a picture"),
         ({"question": "What?", "image": "red.png", "images": ["red.png"]}, "not both"),
-        ({"question": "What?", "images": "red.png"}, "expected paths"),
+        ({"question": "What?", "images": "red.png"}, "expected a list of paths"),
+        ({"question": "What?", "image": ["red.png"]}, "expected a path"),
+        ({"question": "What?", "audio": [1]}, "expected a path or a list of paths"),
         ({"question": "What?", "audio": "dog.wav"}, "no sound encoder"),
     ],
 )
@@ -86,6 +90,31 @@ def test_a_picture_is_read_once_for_lines_in_a_row(
     results = _answers(pipeline, folder, red, red, red, blue, red)
     assert encoded == [1, 1, 1]
     assert results[0] == results[2] == results[4]
+
+
+def test_sounds_come_one_or_several(listening_model: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Pipeline(listening_model, "listener")
+    for seed, name in enumerate(("dog.wav", "cat.wav")):
+        soundfile.write(folder / name, noise(1.0, seed).numpy(), RATE, subtype="FLOAT")
+    heard: list[int] = []
+    read = listening_model.sound.read
+    monkeypatch.setattr(listening_model.sound, "read", lambda *windows: heard.append(1) or read(*windows))
+    lines: list[dict[str, Any]] = [
+        {"question": "What?", "audio": "dog.wav"},
+        {"question": "And?", "audio": ["dog.wav"]},
+        {"question": "What?", "audio": ["dog.wav", "cat.wav"]},
+        {"question": "What?", "image": "red.png", "audio": "cat.wav"},
+        {"question": "What?", "audio": "nowhere.wav"},
+        {"question": "What?", "audio": "red.png"},
+    ]
+    *results, missing, wrong = _answers(listener, folder, *lines)
+    assert len(heard) == 4  # the second line's sound is that of the first
+    for line, result in zip(lines, results, strict=False):
+        audio = [line["audio"]] if isinstance(line["audio"], str) else line["audio"]
+        images = [folder / line["image"]] if "image" in line else []
+        assert result["answer"] == listener.ask(line["question"], images, [folder / path for path in audio]).text
+    assert "nowhere.wav: there is no such file" in missing["error"]
+    assert "red.png is not a sound" in wrong["error"]
 
 
 def test_an_interrupted_batch_leaves_no_output_but_what_was_answered(

@@ -33,6 +33,22 @@ def test_inspect_counts_every_part(
     assert all(word in table for word in (FORMAT, "width 128", "test_vit", "projector", "Assistant:"))
 
 
+def test_inspect_counts_what_a_model_hears_with(
+    listening_model: MMRWKV7, listening_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(listening_checkpoint), "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    hearing = listening_model.sound
+    assert hearing is not None
+    assert parts.keys() == {"lm", "tower", "projector", "sound.encoder", "sound.projector", "sound.head"}
+    for name, part in hearing.named_children():
+        number = sum(parameter.numel() for parameter in part.parameters())
+        assert parts[f"sound.{name}"] == {"parameters": number, "dtype": "fp32"}, name
+    assert main(["inspect", str(listening_checkpoint)]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert "birwkv7, 3 labels" in table[[line.split()[0] for line in table].index("sound")]
+
+
 def test_inspect_reads_no_weights(tiny_model: MMRWKV7, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = copy.deepcopy(tiny_model)
     for parameter in model.parameters():

@@ -1,6 +1,7 @@
 """The command line, run in this process: what it prints, what it refuses, and how it ends."""
 
 import json
+import math
 import struct
 import subprocess
 import sys
@@ -11,11 +12,16 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from app.cli import main
+from app.media import question_and_media
 from mm_rwkv7.pipeline import Pipeline
+from mm_rwkv7.synthetic import soundscapes
+from tests.ears import LABELS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +30,14 @@ ROOT = Path(__file__).resolve().parents[2]
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scene") / "scene.png"
     Image.linear_gradient("L").convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "sound.ogg"
+    scape = soundscapes.sample(1)
+    soundfile.write(path, scape.waveform, scape.rate)
     return path
 
 
@@ -70,35 +84,52 @@ def _huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99)))
 
 
-def _wave() -> bytes:
+def _wave(samples: int = 100) -> bytes:
     buffer = BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
-        file.writeframes(bytes(200))
+        file.writeframes(bytes(2 * samples))
     return buffer.getvalue()
 
 
-BAD_FILES = {
+def _no_number() -> bytes:
+    buffer = BytesIO()
+    soundfile.write(buffer, np.array([0.5, np.nan]), 8000, "FLOAT", format="WAV")
+    return buffer.getvalue()
+
+
+BAD_PICTURES = {
     "cut.jpg": (_truncated_jpeg, "broken or cut short"),
-    "text.png": (lambda: b"this is a text\n", "is not a picture"),
     "huge.png": (_huge_png, "too large"),
     "frames.gif": (_gif_with_a_broken_frame, "frame"),
     "empty.png": (bytes, "is empty"),
-    "sound.png": (_wave, "no sound encoder"),
-    "sound.mp3": (lambda: b"ID3\4" + bytes(60), "no sound encoder"),
+}
+BAD_SOUNDS = {
+    "cut.wav": (lambda: _wave()[:30], "broken or cut short"),
+    "none.wav": (lambda: _wave(0), "no samples"),
+    "no-number.wav": (_no_number, "no number at 0.000 s"),
+    "head.mp3": (lambda: b"ID3\4" + bytes(60), "is not a sound"),
+}
+BAD_FILES = {
+    **{("ask", name): bad for name, bad in {**BAD_PICTURES, **BAD_SOUNDS}.items()},
+    **{("caption", name): bad for name, bad in BAD_PICTURES.items()},
+    **{("tag", name): bad for name, bad in BAD_SOUNDS.items()},
+    ("chat", "cut.wav"): BAD_SOUNDS["cut.wav"],
+    ("ask", "text.png"): (lambda: b"this is a text\n", "is neither a picture nor a sound"),
+    ("caption", "text.png"): (lambda: b"this is a text\n", "is not a picture"),
+    ("caption", "sound.png"): (_wave, "is a sound, expected a picture"),
+    ("tag", "text.wav"): (lambda: b"this is a text\n", "is not a sound"),
+    ("tag", "empty.wav"): (bytes, "is empty"),
 }
 
 
 @pytest.mark.usefixtures("loads_no_model")
-@pytest.mark.parametrize("name", BAD_FILES)
-@pytest.mark.parametrize("command", [("ask",), ("caption",)])
-def test_a_bad_file_is_one_line_before_a_model_is_loaded(
-    tmp_path: Path, run: Run, name: str, command: tuple[str, ...]
-) -> None:
-    content, said = BAD_FILES[name]
+@pytest.mark.parametrize(("command", "name"), BAD_FILES)
+def test_a_bad_file_is_one_line_before_a_model_is_loaded(tmp_path: Path, run: Run, command: str, name: str) -> None:
+    content, said = BAD_FILES[command, name]
     (tmp_path / name).write_bytes(content())
-    question = ["What is this?"] if command == ("ask",) else []
-    code, out, err = run(*command, tmp_path / name, *question)
+    question = ["What is this?"] if command == "ask" else []
+    code, out, err = run(command, tmp_path / name, *question)
     assert (code, out, len(err)) == (2, [], 1), err
     assert err[0].startswith("error: ")
     assert name in err[0]
@@ -126,6 +157,8 @@ def test_a_bad_file_is_one_line_before_a_model_is_loaded(
         (["ask", "--batch", "SCENE", "--out", "x.jsonl", "What?"], "brings its own questions"),
         (["caption"], "IMAGE"),
         (["tag", "nowhere.wav"], "nowhere.wav: there is no such file"),
+        (["tag", "."], "is a folder"),
+        (["tag", "nowhere.wav", "--top", "0"], "--top"),
         (["sing"], "No such command"),
         ([], "Missing command"),
     ],
@@ -214,12 +247,55 @@ def test_embed_is_a_vector_for_each_text(run: Run, tiny_checkpoint: Path) -> Non
     assert red["embedding"] != blue["embedding"]
 
 
-def test_tag_says_that_the_model_cannot_hear(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    sound = tmp_path / "sound.wav"
-    sound.write_bytes(_wave())
-    code, out, err = run("tag", sound, "--model", tiny_checkpoint)
-    assert (code, out, len(err)) == (2, [], 1)
-    assert "no sound encoder" in err[0]
+def test_a_sound_is_refused_by_a_model_that_cannot_hear(
+    run: Run, scene: Path, sound: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mm_rwkv7.model.MMRWKV7.encode", None)  # nothing is encoded
+    for command in (("tag", sound), ("ask", scene, sound, "What do you hear?")):
+        code, out, err = run(*command, "--model", tiny_checkpoint)
+        assert (code, out, len(err)) == (2, [], 1)
+        assert "no sound encoder" in err[0]
+
+
+def test_media_are_told_apart_by_content_and_keep_their_order(scene: Path, sound: Path, tmp_path: Path) -> None:
+    disguised, aiff = tmp_path / "picture.png", tmp_path / "sound.aiff"
+    disguised.write_bytes(_wave())
+    soundfile.write(aiff, np.zeros(100), 8000)
+    files = [str(path) for path in (disguised, scene, sound, scene, aiff)]
+    question, media = question_and_media([*files, "What?"])
+    assert question == "What?"
+    assert [part["type"] for part in media] == ["audio", "image", "audio", "image", "audio"]
+    assert [part["audio"] for part in media[::2]] == files[::2]
+    assert media[1]["image"].size == Image.open(scene).size
+
+
+def test_ask_takes_sounds_among_pictures(run: Run, scene: Path, sound: Path, listening_checkpoint: Path) -> None:
+    pipeline = Pipeline.from_pretrained(listening_checkpoint, "cpu")
+    parts = {scene: {"type": "image", "image": scene}, sound: {"type": "audio", "audio": sound}}
+    for order in ([scene, sound], [sound, scene], [sound]):
+        content = [*(parts[path] for path in order), {"type": "text", "text": "What is it?"}]
+        expected = pipeline.chat([{"role": "user", "content": content}])
+        options = ("--json", "--model", listening_checkpoint, "--device", "cpu")
+        code, out, err = run("ask", *order, "What is it?", *options)
+        assert (code, len(out), err) == (0, 1, [])
+        answer = json.loads(out[0])
+        assert (answer["answer"], answer["usage"]["media_tokens"]) == (expected.text, expected.usage.media_tokens)
+
+
+def test_tag_is_labels_with_scores(run: Run, sound: Path, listening_checkpoint: Path) -> None:
+    options = ("--model", listening_checkpoint, "--device", "cpu")
+    expected = Pipeline.from_pretrained(listening_checkpoint, "cpu").tag(sound)
+    code, out, err = run("tag", sound, sound, "--json", *options)
+    assert (code, len(out), err) == (0, 2, [])
+    tags = [{"label": label, "score": score} for label, score in expected]
+    assert [json.loads(line) for line in out] == [{"audio": str(sound), "tags": tags}] * 2
+
+    code, out, _ = run("tag", sound, "--top", 2, *options)
+    assert code == 0
+    assert [line.split()[:2] for line in out] == [[label, f"{score:.2f}"] for label, score in expected[:2]]
+    assert [len(line.split()[2]) for line in out] == [math.ceil(score * 20 - 1 / 16) for _, score in expected[:2]]
+    _, several, _ = run("tag", sound, sound, *options)
+    assert several[:: len(LABELS) + 1] == [f"{sound}:"] * 2
 
 
 def test_chat_goes_on_from_line_to_line(
@@ -232,6 +308,13 @@ def test_chat_goes_on_from_line_to_line(
     monkeypatch.setattr(sys, "stdin", StringIO("What is this?\nWhere is it?\n\nnot read\n"))
     code, out, _ = run("chat", scene, "--model", tiny_checkpoint, "--device", "cpu")
     assert (code, out) == (0, [first.text, second.text])
+
+
+def test_chat_takes_a_sound(run: Run, sound: Path, listening_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Pipeline.from_pretrained(listening_checkpoint, "cpu").ask("What is this?", audio=[sound])
+    monkeypatch.setattr(sys, "stdin", StringIO("What is this?\n"))
+    code, out, _ = run("chat", sound, "--model", listening_checkpoint, "--device", "cpu")
+    assert (code, out) == (0, [expected.text])
 
 
 def test_train_gets_its_own_arguments(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 
-from app.conversation import Conversation, Progress, Visitors
+from app.conversation import Conversation, Medium, Progress, Visitors
 from mm_rwkv7.pipeline import Answer, Pipeline
 from mm_rwkv7.sampling import Sampling
+from tests.ears import RATE, noise
 
 Pictures = dict[str, Path]
 PLAIN = Sampling()
@@ -19,6 +21,10 @@ PLAIN = Sampling()
 @pytest.fixture(scope="module")
 def pipeline(tiny_model: Any) -> Pipeline:
     return Pipeline(tiny_model, "tiny")
+
+
+def _seen(picture: Path) -> list[Medium]:
+    return [("image", str(picture))]
 
 
 def _last(progress: Iterator[Progress]) -> Answer:
@@ -31,15 +37,15 @@ def _last(progress: Iterator[Progress]) -> Answer:
 def test_each_question_starts_from_the_picture(pipeline: Pipeline, pictures: Pictures) -> None:
     conversation = Conversation(pipeline)
     for question in ("What is it?", "Where?", "What is it?"):
-        answer = _last(conversation.ask(question, str(pictures["red"]), PLAIN))
+        answer = _last(conversation.ask(question, _seen(pictures["red"]), PLAIN))
         assert answer.text == pipeline.ask(question, [pictures["red"]]).text
     assert [turn["content"] for turn in conversation.turns[::2]] == ["What is it?", "Where?", "What is it?"]
 
 
 def test_a_follow_up_starts_from_the_last_answer(pipeline: Pipeline, pictures: Pictures) -> None:
     conversation = Conversation(pipeline)
-    _last(conversation.ask("What is it?", str(pictures["red"]), PLAIN))
-    answer = _last(conversation.ask("Where?", str(pictures["red"]), PLAIN, follow_up=True))
+    _last(conversation.ask("What is it?", _seen(pictures["red"]), PLAIN))
+    answer = _last(conversation.ask("Where?", _seen(pictures["red"]), PLAIN, follow_up=True))
     first = pipeline.ask("What is it?", [pictures["red"]])
     assert answer.text == pipeline.ask("Where?", state=first.state).text
     assert answer.text != pipeline.ask("Where?", [pictures["red"]]).text
@@ -52,23 +58,53 @@ def test_a_picture_is_read_once(pipeline: Pipeline, pictures: Pictures, monkeypa
     conversation = Conversation(pipeline)
     read = []
     for _ in range(3):
-        *_, last = conversation.ask("What?", str(pictures["red"]), PLAIN)
-        read.append(last.read_s is not None)
+        *_, last = conversation.ask("What?", _seen(pictures["red"]), PLAIN)
+        read.append([kind for kind, _ in last.read])
     assert encoded == [1]
-    assert read == [True, False, False]
+    assert read == [["image"], [], []]
+
+
+def test_a_picture_and_a_sound_are_each_read_once(
+    listening_model: Any, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Pipeline(listening_model, "listener")
+    for seed, name in enumerate(("one", "two")):
+        soundfile.write(tmp_path / f"{name}.wav", noise(1.0, seed).numpy(), RATE, subtype="FLOAT")
+    read: list[str] = []
+    encode, hear = listening_model.encode, listening_model.sound.read
+    monkeypatch.setattr(listening_model, "encode", lambda *pixels: read.append("image") or encode(*pixels))
+    monkeypatch.setattr(listening_model.sound, "read", lambda *windows: read.append("audio") or hear(*windows))
+    conversation = Conversation(listener)
+    one, two = ([("audio", str(tmp_path / f"{name}.wav"))] for name in ("one", "two"))
+    red = _seen(pictures["red"])
+    for media, expected in (
+        (red, ["image"]),
+        ([*red, *one], ["audio"]),
+        ([*red, *one], []),
+        ([*red, *two], ["audio"]),
+        (two, ["audio"]),
+        ([*red, *two], ["image", "audio"]),
+        (red, []),
+        ([], []),
+    ):
+        read.clear()
+        *_, last = conversation.ask("What is it?", media, PLAIN)
+        assert read == [kind for kind, _ in last.read] == expected
+        images, sounds = ([path for kind, path in media if kind == wanted] for wanted in ("image", "audio"))
+        assert last.text == listener.ask("What is it?", images, sounds).text
 
 
 def test_a_new_picture_begins_anew(pipeline: Pipeline, pictures: Pictures) -> None:
     conversation = Conversation(pipeline)
-    _last(conversation.ask("What?", str(pictures["red"]), PLAIN))
-    answer = _last(conversation.ask("What?", str(pictures["blue"]), PLAIN, follow_up=True))
+    _last(conversation.ask("What?", _seen(pictures["red"]), PLAIN))
+    answer = _last(conversation.ask("What?", _seen(pictures["blue"]), PLAIN, follow_up=True))
     assert answer.text == pipeline.ask("What?", [pictures["blue"]]).text
     assert len(conversation.turns) == 2
 
 
 def test_stop_ends_the_writing_and_keeps_what_was_written(endless_model: Any, pictures: Pictures) -> None:
     conversation = Conversation(Pipeline(endless_model, "endless"))
-    writing = conversation.ask("What?", str(pictures["red"]), PLAIN)
+    writing = conversation.ask("What?", _seen(pictures["red"]), PLAIN)
     shown = next(writing).text
     conversation.stop()
     answer = _last(writing)
@@ -81,29 +117,34 @@ def test_stop_ends_the_writing_and_keeps_what_was_written(endless_model: Any, pi
 
 def test_a_visitor_who_leaves_frees_the_conversation(endless_model: Any) -> None:
     conversation = Conversation(Pipeline(endless_model, "endless"))
-    writing = conversation.ask("What?", None, PLAIN)
+    writing = conversation.ask("What?", [], PLAIN)
     next(writing)
     assert conversation.busy
     with pytest.raises(ValueError, match="still being written"):
-        next(conversation.ask("And?", None, PLAIN))
+        next(conversation.ask("And?", [], PLAIN))
     writing.close()  # type: ignore[attr-defined]
     assert not conversation.busy
     assert conversation.turns == []
 
 
 @pytest.mark.parametrize(
-    ("question", "picture", "said"), [(" ", None, "is empty"), ("What?", "nowhere.png", "no such file")]
+    ("question", "media", "said"),
+    [
+        (" ", [], "is empty"),
+        ("What?", [("image", "nowhere.png")], "no such file"),
+        ("What?", [("audio", "nowhere.wav")], "cannot hear"),
+    ],
 )
 def test_bad_input_is_refused_and_changes_nothing(
-    pipeline: Pipeline, pictures: Pictures, question: str, picture: str | None, said: str
+    pipeline: Pipeline, pictures: Pictures, question: str, media: list[Medium], said: str
 ) -> None:
     conversation = Conversation(pipeline)
-    before = _last(conversation.ask("What?", str(pictures["red"]), PLAIN)).text
+    before = _last(conversation.ask("What?", _seen(pictures["red"]), PLAIN)).text
     with pytest.raises(ValueError, match=said):
-        next(conversation.ask(question, picture, PLAIN))
+        next(conversation.ask(question, media, PLAIN))
     assert not conversation.busy
     assert len(conversation.turns) == 2
-    assert _last(conversation.ask("What?", str(pictures["red"]), PLAIN)).text == before
+    assert _last(conversation.ask("What?", _seen(pictures["red"]), PLAIN)).text == before
 
 
 def test_visitors_do_not_hear_each_other(pipeline: Pipeline, pictures: Pictures) -> None:
@@ -111,7 +152,7 @@ def test_visitors_do_not_hear_each_other(pipeline: Pipeline, pictures: Pictures)
     questions = ["What is it?", "Where?", "Which?"]
 
     def talk(name: str) -> list[str]:
-        picture = str(pictures["red" if int(name) % 2 else "blue"])
+        picture = _seen(pictures["red" if int(name) % 2 else "blue"])
         return [_last(visitors.of(name).ask(question, picture, PLAIN, follow_up=True)).text for question in questions]
 
     alone = {name: talk(name) for name in ("100", "101")}

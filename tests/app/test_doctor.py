@@ -77,6 +77,22 @@ def test_a_broken_torch_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "torch cannot be imported" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("module", ["torchaudio", "soundfile"])
+def test_sound_is_a_reason(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = [reason for reason in examine().reasons if "sound" in reason]
+    assert line.startswith("sound: torchaudio 2.")
+    load = builtins.__import__
+
+    def broken(name: str, *rest: Any) -> Any:
+        if name == module:
+            raise OSError(f"{module}.so: built for another torch\nmore")
+        return load(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    (line,) = [reason for reason in examine().reasons if "sound" in reason]
+    assert line == f"no sound: soundfile or torchaudio cannot be imported: {module}.so: built for another torch"
+
+
 def test_a_missing_bundled_model_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr("mm_rwkv7.__file__", str(tmp_path / "__init__.py"))
     assert any("missing in" in reason for reason in examine().reasons)

@@ -7,16 +7,24 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
+from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
+from app import example_sounds
 from app.cli import main
 from app.example_scenes import SCENES, examples, picture
+from app.page import build
 from app.serving import check_address
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
+from mm_rwkv7.synthetic import soundscapes
 
+ROOT = Path(__file__).resolve().parents[2]
 Pictures = dict[str, Path]
 CONTROLS = {
     "follow_up": False,
@@ -66,6 +74,41 @@ def test_describe_asks_for_a_caption(visitor: Client, pictures: Pictures, endles
     caption = Pipeline(endless_model).caption(pictures["red"], Sampling(max_new_tokens=8))
     assert _answer(outputs) == caption
     assert outputs[1] == "kept"
+
+
+def test_a_sound_is_asked_about_and_shown(
+    listening_page: str, listening_model: Any, pictures: Pictures, wave: Path
+) -> None:
+    listener, visitor = Pipeline(listening_model), Client(listening_page, verbose=False)
+    sound = {"sound": handle_file(wave)}
+    for seen, read in ((None, "sound"), (pictures["red"], "picture and sound")):
+        outputs = visitor.predict(**_asking(seen, "What?") | sound, api_name="/ask")
+        assert _answer(outputs) == listener.ask("What?", [] if seen is None else [seen], [wave]).text
+        assert outputs[2].startswith(f"{read} read in")
+    described = visitor.predict(None, handle_file(wave), "kept", *CONTROLS.values(), api_name="/describe")
+    assert _answer(described) == listener.ask("Describe the sound.", audio=[wave]).text
+
+    spectrogram, tags = visitor.predict(handle_file(wave), api_name="/hear")
+    with Image.open(spectrogram) as drawn:
+        assert drawn.getbbox() is not None
+    shown = {tag["label"]: tag["confidence"] for tag in tags["confidences"]}
+    assert shown == pytest.approx(dict(listener.tag(wave)))
+    assert visitor.predict(None, api_name="/hear") == (None, {})
+
+
+def test_a_file_that_is_no_sound_is_a_message(listening_page: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("no sound")
+    visitor = Client(listening_page, verbose=False)
+    for asking, name in (
+        ({"sound": handle_file(text)}, "/hear"),
+        (_asking(None, "?") | {"sound": handle_file(text)}, "/ask"),
+    ):
+        with pytest.raises(AppError) as error:
+            visitor.predict(**asking, api_name=name)
+        assert str(error.value) == "text.wav is not a sound, or not of a known format (WAV, FLAC, OGG, MP3)"
+    with pytest.raises(AppError, match="no picture or sound to describe"):
+        visitor.predict(None, None, "", *CONTROLS.values(), api_name="/describe")
 
 
 def test_visitors_side_by_side_do_not_hear_each_other(slow_page: Any, pictures: Pictures) -> None:
@@ -127,8 +170,6 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_examples_are_scenes_that_no_training_has_shown() -> None:
-    from PIL import Image
-
     from mm_rwkv7.synthetic.scenes import sample
 
     assert len(examples()) == len(SCENES)
@@ -137,3 +178,22 @@ def test_the_examples_are_scenes_that_no_training_has_shown() -> None:
         with Image.open(picture(seed)) as image:
             assert image.tobytes() == sample(seed, image.width).image.tobytes()
         assert question
+
+
+def test_the_example_sounds_are_soundscapes_that_no_training_has_played() -> None:
+    assert len(example_sounds.examples()) == len(example_sounds.names()) == len(example_sounds.SOUNDS)
+    for seed, (_, question) in example_sounds.SOUNDS.items():
+        assert seed % 2 == 1
+        waveform, rate = soundfile.read(example_sounds.file(seed), dtype="int16")
+        scape = soundscapes.sample(seed)
+        assert rate == scape.rate
+        assert np.array_equal(waveform, scape.waveform)
+        assert question in [asked for asked, _, _ in scape.qa]
+
+
+def test_examples_do_not_go_with_old_uploads(listening_model: Any) -> None:
+    page = build(Pipeline(listening_model))
+    held = [Path(path) for component in page.blocks.values() for path in component.temp_files]
+    assert {path.name for path in held} == {path.name for path in (ROOT / "app" / "examples").iterdir()}
+    delete_files_created_by_app(page, None)
+    assert all(path.exists() for path in held)

@@ -12,8 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from encoders.ast import ASTConfig
-from encoders.birwkv7 import BiRWKV7Config
-from encoders.spectrogram import Spectrogram
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig, PromptTemplate
 from mm_rwkv7.generate import prefill
@@ -23,43 +21,15 @@ from mm_rwkv7.pipeline import WINDOWS, Pipeline, question_about
 from mm_rwkv7.projector import AdapterProjectorConfig, ProjectorConfig
 from mm_rwkv7.sounds import KEPT_SECONDS, Sound
 from mm_rwkv7.synthetic import soundscapes
+from tests.ears import ENCODER, LABELS, RATE, SOUND, SPECTROGRAM, make, noise
 
-RATE = 16_000
-LABELS = ("bark", "bell", "rain")
-SPECTROGRAM = Spectrogram(frames=128)  # windows of 1.28 s
-ENCODER = BiRWKV7Config(width=64, layers=2, spectrogram=SPECTROGRAM)
-SOUND = SoundConfig(ENCODER, ProjectorConfig(64, 64), pool=(8, 1), labels=LABELS)
 GREEN = Image.new("RGB", (30, 30), "green")
 
 
-def noise(seconds: float, seed: int = 0) -> Tensor:
-    return torch.randn(round(seconds * RATE), generator=torch.Generator().manual_seed(seed)) / 10
-
-
-def make(config: SoundConfig, width: int = 128) -> Hearing:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        hearing = Hearing(config, width).eval()
-        for parameter in hearing.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return hearing
-
-
 @pytest.fixture(scope="module")
-def listener(tiny_model: MMRWKV7) -> Pipeline:
+def listener(listening_model: MMRWKV7) -> Pipeline:
     """`tiny_model` with ears."""
-    config = MMConfig(
-        tiny_model.config.lm,
-        tiny_model.config.tower,
-        tiny_model.config.projector,
-        tiny_model.config.vocabulary,
-        max_new_tokens=8,
-        sound=SOUND,
-    )
-    model = MMRWKV7(config).eval()
-    model.load_state_dict(tiny_model.state_dict(), strict=False)
-    model.sound = make(SOUND)
-    return Pipeline(model, "listener")
+    return Pipeline(listening_model, "listener")
 
 
 def windows(hearing: Hearing, waveform: Tensor) -> tuple[Tensor, Tensor]:
