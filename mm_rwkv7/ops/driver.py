@@ -91,12 +91,12 @@ class DriverLauncher:
         with self._lock:
             if kernel in self._functions:
                 return
-            capturing = self._call(self._driver.cuStreamIsCapturing, self._current_stream())
-            if int(capturing):
-                raise RuntimeError(f"{kernel.name} is not loaded: launch or prepare it before a CUDA graph captures it")
-            code = nvrtc.cubin(kernel, self.capability)
-            entered = self._in_context()
+            entered = self._in_context()  # which is also what gives stream 0 its meaning
             try:
+                if int(self._call(self._driver.cuStreamIsCapturing, self._current_stream())):
+                    asked = "launch or prepare it before a CUDA graph captures it"
+                    raise RuntimeError(f"{kernel.name} is not loaded: {asked}")
+                code = nvrtc.cubin(kernel, self.capability)
                 module = self._call(self._driver.cuModuleLoadData, code)
                 function = self._call(self._driver.cuModuleGetFunction, module, kernel.name.encode())
                 most = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES

@@ -66,6 +66,7 @@ class FakeDriver:
         return 0, self.contexts.pop()
 
     def cuStreamIsCapturing(self, stream: int) -> tuple[int, int]:
+        assert self.contexts[-1] >= 100  # without a context there is no default stream
         return 0, self.capturing
 
     def cuModuleLoadData(self, image: bytes) -> tuple[int, bytes]:
