@@ -169,11 +169,11 @@ def unavailable(index: int = 0) -> str | None:
     capability = torch.cuda.get_device_capability(index)
     if capability < LOWEST_CAPABILITY:
         return f"the GPU's compute capability is {capability[0]}.{capability[1]}, expected 7.5 or more"
-    from cuda.bindings import driver
-
     try:
+        from cuda.bindings import driver
+
         version, capabilities = nvrtc.version(), nvrtc.capabilities()
-    except (OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError) as error:
         return f"NVRTC, CUDA's compiler library, cannot be used: {str(error).partition(chr(10))[0]}"
     if capability not in capabilities:
         return f"NVRTC {version[0]}.{version[1]} cannot compile for compute capability {capability[0]}.{capability[1]}"

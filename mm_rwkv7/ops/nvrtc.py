@@ -99,7 +99,7 @@ def _code_and_log(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, s
         path = keep()
         kept = path.read_bytes()
         if kept[:HASH] != _hash(kept[HASH:]):
-            path.unlink()
+            path.unlink(missing_ok=True)
             kept = keep().read_bytes()
     except OSError as error:
         warnings.warn(f"CUDA kernels are compiled again by every process: {error}", stacklevel=2)
