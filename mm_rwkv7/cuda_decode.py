@@ -3,6 +3,7 @@
 Letters: B rows, D width, H heads, N head size, F hidden width, V vocabulary.
 """
 
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from mm_rwkv7.int8 import Int8Linear
 from mm_rwkv7.linear import Linear
 from mm_rwkv7.ops import decode_cuda as kernels
+from mm_rwkv7.ops.cuda_inputs import aligned
 from mm_rwkv7.ops.decode_cuda import GROUP, HEAD_SIZES, LOWEST_CAPABILITY, NUMBERS, Layer, Matrix, Norm, Weights
 from mm_rwkv7.ops.kernel import Launcher
 from mm_rwkv7.rwkv7 import RWKV7, Block, TimeMix
@@ -46,18 +48,25 @@ def pack(lm: RWKV7) -> Weights | None:
 
 
 def cuda_graph(run: Run) -> Run:
-    """`run` as a CUDA graph: it is run once, so that kernels are compiled and loaded, and captured the second time."""
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = run()
+    """`run` as a CUDA graph: it is run once, so that kernels are compiled and loaded, and captured the second time, on
+    the device that it runs on, which need not be the current one."""
+    device = run().device
+    with torch.cuda.device(device):
+        graph, stream = torch.cuda.CUDAGraph(), _capture_stream(device)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # waits for the device first
+            result = run()
 
     def replay() -> Tensor:
         graph.replay()
         return result
 
     return replay
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each device; torch's own belongs to the device that first captured anything."""
+    return torch.cuda.Stream(device)
 
 
 @dataclass
@@ -82,6 +91,7 @@ class PooledStepper:
         self._launcher, self._capture = launcher, capture
         self._buckets: dict[int, _Bucket] = {}
 
+    @torch.inference_mode(False)  # what is kept here changes in place, which inference tensors allow only in that mode
     @torch.no_grad()
     def __call__(self, x: Tensor, slots: Sequence[int]) -> Tensor:
         """x (B, D) as `RWKV7.embed` gives it, row i for the text in slot slots[i] -> what the head reads (B, D)."""
@@ -89,7 +99,7 @@ class PooledStepper:
             raise ValueError(f"got {len(x)} rows for slots {list(slots)}, expected a slot of its own for each")
         if min(slots) < 0 or max(slots) >= self.pool.slots:
             raise ValueError(f"slots {min(slots)} to {max(slots)} were asked for, the pool has {self.pool.slots}")
-        bucket = self._bucket(1 << (len(slots) - 1).bit_length())
+        bucket = self._bucket(_filled_up(len(slots)))
         bucket.x[: len(x)].copy_(x)
         filled = (*slots, *[-1] * (len(bucket.x) - len(slots)))
         if filled != bucket.filled:
@@ -130,7 +140,7 @@ class CudaStepper:
         self._lm, self._weights = lm, weights
         self._launcher, self._capture = launcher, capture
         self._pooled: dict[int, PooledStepper] = {}
-        self._last: State | None = None  # lies in the pool for its number of rows
+        self._last: State | None = None  # lies in the pool that takes its number of rows
         self._lock = threading.Lock()
 
     @classmethod
@@ -148,15 +158,17 @@ class CudaStepper:
         weights = pack(lm)
         return None if weights is None else cls(lm, weights, driver.launcher(device))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         rows = len(x)
         self._lm.check_state(state, rows)
         with self._lock:
-            if rows not in self._pooled:
-                pool = StatePool(self._lm.config, rows, self._weights.dtype, x.device)
-                self._pooled[rows] = PooledStepper(self._weights, pool, self._launcher, self._capture)
-            pooled = self._pooled[rows]
+            size = _filled_up(rows)
+            if size not in self._pooled:
+                pool = StatePool(self._lm.config, size, self._weights.dtype, x.device)
+                self._pooled[size] = PooledStepper(self._weights, pool, self._launcher, self._capture)
+            pooled = self._pooled[size]
             if state is not self._last:
                 pooled.pool.put(state, 0)
             self._last = None
@@ -169,14 +181,21 @@ class CudaStepper:
         return kernels.head(self._launcher, self._weights, hidden.detach())
 
 
+def _filled_up(rows: int) -> int:
+    return 1 << (rows - 1).bit_length()
+
+
 def _linears(lm: RWKV7) -> list[nn.Module]:
     return [block.get_submodule(name) for block in lm.blocks for name in LINEARS] + [lm.head]
 
 
 def _is_readable(linear: nn.Module, dtype: torch.dtype) -> bool:
     if isinstance(linear, Int8Linear):
-        return dtype != torch.float32
-    return type(linear) is Linear and linear.weight.dtype == dtype and linear.weight.is_contiguous()
+        fits = dtype != torch.float32
+    else:
+        fits = type(linear) is Linear and linear.weight.dtype == dtype
+    weight = linear.weight if fits else None
+    return isinstance(weight, Tensor) and weight.is_contiguous() and weight.data_ptr() % 16 == 0
 
 
 def _layer(block: Block) -> Layer:
@@ -209,7 +228,7 @@ def _stack(vectors: Sequence[Tensor]) -> Tensor:
 
 
 def _norm(norm: nn.LayerNorm) -> Norm:
-    return Norm(norm.weight.detach().float(), norm.bias.detach().float())
+    return Norm(aligned(norm.weight.detach().float()), aligned(norm.bias.detach().float()))
 
 
 def _matrix(linear: nn.Module) -> Matrix:

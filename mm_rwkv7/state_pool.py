@@ -29,6 +29,7 @@ class StatePool:
     `half` stores wkv states in fp16, half the memory traffic of large batches; they are computed with in fp32.
     """
 
+    @torch.inference_mode(False)  # else only that mode could change them
     def __init__(
         self, config: RWKV7Config, slots: int, dtype: torch.dtype, device: torch.device, half: bool = False
     ) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .backends import backend, reason_against
 from .chunked import wkv7_chunked
 from .library import wkv7_kernel
-from .reference import wkv7_step
+from .reference import wkv7_reference, wkv7_step
 from .sequences import Inputs, scan_each
 
 
@@ -35,7 +35,8 @@ def wkv7(
     and the states are (S, H, N, N). They are looked at only where they lie on the CPU.
 
     Returns y (B, T, H, N) in v's dtype, and the state after the last step in log_w's, never the caller's tensor.
-    Differentiable in everything, the state included. ValueError on shapes and dtypes that do not fit.
+    Differentiable in everything, the state included, once and in reverse; forward derivatives and torch.func's
+    transforms take the loop over time. ValueError on shapes and dtypes that do not fit.
     Source: arXiv 2503.14456, section 3; a = -kappa, b = kappa * iclr.
     """
     inputs = (r, log_w, k, v, a, b)
@@ -44,6 +45,8 @@ def wkv7(
     _check_state(inputs, state, rows)
     if r.numel() == 0:
         return _no_step(inputs, state, rows)
+    if _is_transformed():
+        return wkv7_reference(*inputs, state, cu_seqlens)
     dtype = functools.reduce(torch.promote_types, {x.dtype for x in (r, k, v, a, b)})
     if log_w.dtype == torch.float32 and reason_against(r.device, dtype, int(r.shape[-1])) is None:
         return _kernel(inputs, state, cu_seqlens, dtype)
@@ -96,6 +99,14 @@ def _is_watched(tensors: Inputs) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.jit.is_tracing()
     )
+
+
+def _is_transformed() -> bool:
+    """Whether tensors may carry what only torch's own operations carry on: forward derivatives, which a kernel would
+    drop without a word, or a level of torch.func."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _portable(inputs: Inputs, state: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -91,12 +91,12 @@ class DriverLauncher:
         with self._lock:
             if kernel in self._functions:
                 return
-            capturing = self._call(self._driver.cuStreamIsCapturing, self._current_stream())
-            if int(capturing):
-                raise RuntimeError(f"{kernel.name} is not loaded: launch or prepare it before a CUDA graph captures it")
-            code = nvrtc.cubin(kernel, self.capability)
-            entered = self._in_context()
+            entered = self._in_context()  # which is also what gives stream 0 its meaning
             try:
+                if int(self._call(self._driver.cuStreamIsCapturing, self._current_stream())):
+                    asked = "launch or prepare it before a CUDA graph captures it"
+                    raise RuntimeError(f"{kernel.name} is not loaded: {asked}")
+                code = nvrtc.cubin(kernel, self.capability)
                 module = self._call(self._driver.cuModuleLoadData, code)
                 function = self._call(self._driver.cuModuleGetFunction, module, kernel.name.encode())
                 most = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -169,11 +169,11 @@ def unavailable(index: int = 0) -> str | None:
     capability = torch.cuda.get_device_capability(index)
     if capability < LOWEST_CAPABILITY:
         return f"the GPU's compute capability is {capability[0]}.{capability[1]}, expected 7.5 or more"
-    from cuda.bindings import driver
-
     try:
+        from cuda.bindings import driver
+
         version, capabilities = nvrtc.version(), nvrtc.capabilities()
-    except (OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError) as error:
         return f"NVRTC, CUDA's compiler library, cannot be used: {str(error).partition(chr(10))[0]}"
     if capability not in capabilities:
         return f"NVRTC {version[0]}.{version[1]} cannot compile for compute capability {capability[0]}.{capability[1]}"

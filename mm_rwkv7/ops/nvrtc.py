@@ -1,6 +1,8 @@
 """CUDA C++ to machine code for one chip, by NVRTC, the compiler library that comes with torch. It needs no GPU."""
 
+import hashlib
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ SHARED_LIMITS = {
     (12, 0): 99 << 10,
     (12, 1): 99 << 10,
 }
+HASH = 32  # bytes of one
 FLAGS = ("--std=c++17", "-default-device", "--ptxas-options=-v")
 
 
@@ -75,21 +78,39 @@ def resources(kernel: Kernel, capability: tuple[int, int]) -> Resources:
 
 
 def _code_and_log(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, str]:
-    """Kept in one file: the log's length in a line of its own, the log, the cubin."""
+    """Kept in one file: a hash of the rest, the log's length in a line of its own, the log, the cubin."""
     arch = f"sm_{capability[0]}{capability[1]}"
     text = source(kernel.source)
     headers = _headers(text)
     flags = [*FLAGS, f"--gpu-architecture={arch}", *(f"-D{name}={value}" for name, value in kernel.defines)]
-    made_of: list[str | bytes] = [text.read_bytes(), *flags, str(version())]
+    made_of: list[str | bytes] = ["hash, log, cubin", text.read_bytes(), *flags, str(version())]
     for name, content in sorted(headers.items()):
         made_of += [name, content]
 
     def make(path: Path) -> None:
         code, log = _compile(text, headers, flags)
-        path.write_bytes(b"%d\n%b%b" % (len(log), log, code))
+        content = b"%d\n%b%b" % (len(log), log, code)
+        path.write_bytes(_hash(content) + content)
 
-    length, _, rest = compiled(f"{text.stem}-{arch}.cubin", made_of, make).read_bytes().partition(b"\n")
+    def keep() -> Path:
+        return compiled(f"{text.stem}-{arch}.cubin", made_of, make)
+
+    try:
+        path = keep()
+        kept = path.read_bytes()
+        if kept[:HASH] != _hash(kept[HASH:]):
+            path.unlink(missing_ok=True)
+            kept = keep().read_bytes()
+    except OSError as error:
+        warnings.warn(f"CUDA kernels are compiled again by every process: {error}", stacklevel=2)
+        code, log = _compile(text, headers, flags)
+        return code, log.decode(errors="replace")
+    length, _, rest = kept[HASH:].partition(b"\n")
     return rest[int(length) :], rest[: int(length)].decode(errors="replace")
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def _headers(text: Path) -> dict[str, bytes]:

@@ -453,6 +453,95 @@ def test_a_model_that_the_kernels_cannot_read_is_left_alone() -> None:
     with_bias = random_model()
     with_bias.blocks[0].channel_mix.key = torch.nn.Linear(WIDTH, HIDDEN)
     assert pack(with_bias) is None
+    askew = random_model()
+    askew.head.weight.data = misplaced(askew.head.weight)
+    assert pack(askew) is None
+
+
+def misplaced(x: Tensor) -> Tensor:
+    """The same numbers at an address that is not a multiple of 16, as in a flat buffer of many parameters."""
+    place = torch.zeros(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
+    assert place.data_ptr() % 16
+    return place.copy_(x.detach())
+
+
+def test_vectors_may_lie_anywhere(seed: int) -> None:
+    model, exact = model_pair(torch.float32, torch.device("cpu"))
+    for norm in (model.ln0, model.ln_out, model.blocks[0].ln1, model.blocks[1].ln2):
+        norm.weight.data, norm.bias.data = misplaced(norm.weight), misplaced(norm.bias)
+    ids = random_ids(1)
+    with torch.no_grad():
+        expected, _ = exact.hidden(exact.embed(ids)[:, None])
+        found, _ = step_of(model, EmulatedLauncher())(model.embed(ids), model.initial_state(1))
+    assert error(found, expected[:, 0]) < 1e-5, f"seed {seed}"
+
+
+def test_steps_in_and_out_of_inference_mode(launcher: Launcher) -> None:
+    """What the first step leaves behind can be changed by the next, in either mode."""
+    model, exact = model_pair(torch.float32, launcher.device)
+    step, state, expected_state = step_of(model, launcher), model.initial_state(1), exact.initial_state(1)
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode, torch.enable_grad):
+        ids = random_ids(1)
+        with mode():
+            found, state = step(model.embed(ids.to(launcher.device)), state)
+        with torch.no_grad():
+            expected, expected_state = exact.hidden(exact.embed(ids)[:, None], expected_state)
+        assert error(found, expected[:, 0]) < 1e-5, mode
+
+
+@torch.no_grad()
+def test_numbers_of_rows_share_pools(launcher: Launcher) -> None:
+    """So that texts which end one after another do not leave a pool each; states that follow one another stay apart."""
+    model, exact = model_pair(torch.float32, launcher.device)
+    step = step_of(model, launcher)
+    states: dict[int, State] = {}
+    for rows in (4, 3, 4, 3, 2, 3, 4, 1):
+        ids = random_ids(rows)
+        before = states.get(rows, model.initial_state(rows))
+        expected, _ = exact.hidden(exact.embed(ids)[:, None], before.map(Tensor.cpu))
+        found, states[rows] = step(model.embed(ids.to(launcher.device)), before)
+        assert error(found, expected[:, 0]) < 1e-5, rows
+    assert sorted(step._pooled) == [1, 2, 4]
+
+
+def test_a_graph_is_captured_on_the_device_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current device is another one: on its stream the capture would hold none of the launches."""
+    places: list[Any] = [0]
+
+    class Current:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            places.append(self.device)
+
+        def __exit__(self, *_: object) -> None:
+            places.pop()
+
+    class Graph:
+        def replay(self) -> None:
+            events.append("replay")
+
+    class Capturing(Current):
+        def __init__(self, graph: Graph, stream: torch.device | None = None, capture_error_mode: str = "") -> None:
+            super().__init__(places[-1] if stream is None else stream)
+
+    class Found:
+        device = torch.device("cuda", 1)
+
+    def run() -> Any:
+        events.append(places[-1])
+        return Found
+
+    events: list[Any] = []
+    for name, fake in (("device", Current), ("graph", Capturing), ("CUDAGraph", Graph), ("Stream", torch.device)):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    cuda_decode._capture_stream.cache_clear()
+    replay = cuda_decode.cuda_graph(run)
+    cuda_decode._capture_stream.cache_clear()
+    assert replay() is Found
+    assert events == [0, Found.device, "replay"]
 
 
 def test_a_step_takes_eight_launches_a_layer() -> None:

@@ -2,10 +2,15 @@
 """What the driver layer hands to the CUDA driver, shown by a driver that writes down what it is handed."""
 
 import ctypes
+import os
+import shutil
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +71,7 @@ class FakeDriver:
         return 0, self.contexts.pop()
 
     def cuStreamIsCapturing(self, stream: int) -> tuple[int, int]:
+        assert self.contexts[-1] >= 100  # without a context there is no default stream
         return 0, self.capturing
 
     def cuModuleLoadData(self, image: bytes) -> tuple[int, bytes]:
@@ -190,6 +196,42 @@ def test_a_tensor_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         make(FakeDriver())(REVERSE, (1, 1, 1), (torch.zeros(1),))
 
 
+PROGRAM = """
+import torch
+from cuda.bindings import driver
+from mm_rwkv7.ops import nvrtc
+from mm_rwkv7.ops.driver import DriverLauncher
+from mm_rwkv7.ops.kernel import Kernel
+
+torch.Tensor.get_device = lambda self: 1
+nvrtc.cubin = lambda kernel, capability: b"\x7fELF"
+launcher = DriverLauncher(torch.device("cuda", 1), driver, lambda: 0x5EED)
+x = torch.zeros(9)
+print(launcher.processors, *launcher.capability, hex(x.data_ptr()), int(driver.cuDriverGetVersion()[1]))
+for shared in (70000, 300000):
+    launcher(Kernel("a.cu", "a", (), 64, shared), (5, 6, 7), (x, None, -3, 0.1))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="needs gcc on Linux")
+def test_the_bindings_pass_everything_on(tmp_path: Path) -> None:
+    """The real cuda.bindings over a libcuda that writes down what arrives: the way that FakeDriver leaves out."""
+    library, calls = tmp_path / "libcuda.so.1", tmp_path / "calls"
+    stub = Path(__file__).parent / "libcuda.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", str(stub), "-o", str(library), "-ldl"], check=True)
+    variables = {"LD_LIBRARY_PATH": str(tmp_path), "CALLS": str(calls), "PYTHONPATH": str(FOLDER.parents[2])}
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+    processors, major, minor, address, version = done.stdout.split()
+    assert (processors, major, minor, version) == ("132", "9", "0", "13000")
+    load = ["push 0x100b", "capturing 0x5eed", "load 7fELF", "function a 1", "attribute 8 = {} 1", "pop"]
+    launch = ["push 0x100b", "launch 1 of 5 6 7 with 64 1 1, {} bytes, stream 0x5eed, extra (nil)"]
+    launch += [f"arguments {address} 0 -3 0.100000001", "pop"]
+    expected = "\n".join(["cuInit 0", *(line.format(shared) for shared in (70000, 300000) for line in load + launch)])
+    assert calls.read_text().split("\n")[:-1] == expected.split("\n")
+    assert "RuntimeError: a: CUDA_ERROR_INVALID_VALUE: invalid argument (grid (5, 6, 7), 64 threads" in done.stderr
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A machine on which the kernels can be used."""
@@ -216,6 +258,9 @@ def test_reasons_why_they_are_not(machine: pytest.MonkeyPatch) -> None:
     def missing() -> tuple[int, int]:
         raise RuntimeError("libnvrtc.so.13 was not found\nsearched in ...")
 
+    def broken() -> tuple[int, int]:
+        raise ImportError("nvrtc.so: undefined symbol: x")
+
     for owner, name, value, reason in (
         (torch.version, "hip", "6.4", "torch is built for ROCm 6.4"),
         (torch.version, "cuda", None, "torch is built without CUDA"),
@@ -224,6 +269,7 @@ def test_reasons_why_they_are_not(machine: pytest.MonkeyPatch) -> None:
         (torch.cuda, "get_device_capability", lambda index: (7, 0), "capability is 7.0, expected 7.5"),
         (torch.cuda, "get_device_capability", lambda index: (13, 0), "cannot compile for compute capability 13.0"),
         (nvrtc, "version", missing, "NVRTC, CUDA's compiler library, cannot be used: libnvrtc.so.13 was not found"),
+        (nvrtc, "version", broken, "cannot be used: nvrtc.so: undefined symbol: x"),
         (bindings, "cuDriverGetVersion", lambda: (0, 12080), "the driver is for CUDA 12.8, older than NVRTC 13.0"),
     ):
         with machine.context() as patch:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mm_rwkv7.ops import chunked, wkv7, wkv7_reference, wkv_path
 
@@ -174,6 +175,31 @@ def test_gradient_of_one_of_the_results_alone(used: str, seed: int) -> None:
 def test_gradcheck(seed: int) -> None:
     inputs = random_inputs(seed, B=1, T=5, H=1, N=3)
     assert torch.autograd.gradcheck(wkv7, [x.requires_grad_() for x in inputs]), f"seed {seed}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_forward_derivatives_and_transforms(dtype: torch.dtype, seed: int) -> None:
+    """<d, J t> is the same from either side; what a kernel cannot carry on is not dropped."""
+    inputs = [x.to(dtype) for x in random_inputs(seed, B=2, T=5, H=2, N=8)]
+    d, *tangents = (torch.randn_like(x) for x in (inputs[3], *inputs))
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    gradients = torch.autograd.grad(wkv7(*leaves)[0], leaves, d)
+    terms = torch.stack([g * t for g, t in zip(gradients[:6], tangents, strict=False)])
+    expected = terms.sum() + (gradients[6] * tangents[6]).sum()
+    with forward_ad.dual_level():
+        y, _ = wkv7(*map(forward_ad.make_dual, inputs, tangents))
+        tangent = forward_ad.unpack_dual(y).tangent
+    assert tangent is not None
+    assert abs((tangent * d).sum() - expected) < 1e-5 * terms.abs().sum(), f"seed {seed}"
+    _, tangent = torch.func.jvp(lambda *x: wkv7(*x)[0], tuple(inputs), tuple(tangents))
+    assert abs((tangent * d).sum() - expected) < 1e-5 * terms.abs().sum(), f"seed {seed}"
+    found = torch.func.grad(lambda r: (wkv7(r, *inputs[1:])[0] * d).sum())(inputs[0])
+    assert error(found, gradients[0]) < 1e-5, f"seed {seed}"
+    several = [torch.stack([x, x / 2]) for x in inputs]
+    y, last = torch.func.vmap(wkv7)(*several)
+    for i in range(2):
+        y_alone, last_alone = wkv7(*(x[i] for x in several))
+        assert max(error(y[i], y_alone), error(last[i], last_alone)) < 1e-5, f"seed {seed}"
 
 
 def test_padded_steps_leave_the_state_and_the_other_steps_alone(seed: int) -> None:
