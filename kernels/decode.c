@@ -3,7 +3,7 @@
  * Letters: B rows (at most 8), D width, H heads, N head size, F width of the channel mix, R rank, V vocabulary.
  *
  * What bounds a step is reading every weight once. So weights are read where torch holds them, in the type that they
- * have there, each once for all rows; threads read long contiguous pieces; and a layer is five stages (team.h), between
+ * have there, each once for all rows; threads read long contiguous pieces; and a layer is five stages (stages.h), between
  * which threads wait for one another:
  *
  *   1  ln1, token shift, six interpolations (each thread for itself: they are few); r, k, v and the low ranks' way down
@@ -14,13 +14,13 @@
  *
  * Vectors and state are fp32. Vector types are GCC's and clang's; no instruction is named.
  */
+#include "stages.h"
+
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "team.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -218,7 +218,7 @@ typedef struct {
 
 INLINE void finish_one(float *out, float y, int finish) {
     if (finish == ADD) y += *out;
-    if (finish == SQUARED_RELU) y = y > 0 ? y * y : 0;
+    if (finish == SQUARED_RELU) y = y < 0 ? 0 : y * y; /* NaN stays */
     *out = y;
 }
 
@@ -370,6 +370,7 @@ static void run_product(const Stage *stage, int chunk, int B) {
 /* ---------------------------------------------------------------- a step */
 
 typedef struct {
+    struct stages stages;
     const Model *model;
     const LayerState *before; /* [layers] */
     float *wkv, *shifts;      /* what comes after: (layers, B, H, N, N), (layers, 2, B, D) */
@@ -520,9 +521,9 @@ static void run_head(const Step *s, int layer, int head, float *scratch) {
 }
 
 /* Asks for the beginning of what this thread reads next, while it waits for the others. */
-static void fetch_ahead(const Stage *stage, int thread) {
+static void fetch_ahead(const Stage *stage, int thread, int threads) {
     enum { BYTES = 8192 };
-    const int chunk = (int)((int64_t)stage->chunks * thread / team.threads);
+    const int chunk = (int)((int64_t)stage->chunks * thread / threads);
     if (!stage->count) return;
     int i = stage->count - 1;
     while (stage->products[i].first_chunk > chunk) i--;
@@ -534,9 +535,9 @@ static void fetch_ahead(const Stage *stage, int thread) {
 }
 
 static void work(void *job, int thread) {
-    const Step *s = job;
+    Step *s = job;
     const Model *m = s->model;
-    const int D = m->width;
+    const int D = m->width, threads = s->stages.threads;
     float *mine = s->mine + (size_t)thread * s->mine_size;
     float *normed = mine + 6 * (size_t)s->B * s->stride, *scratch = normed + (size_t)s->B * D;
     Stage stage;
@@ -544,9 +545,9 @@ static void work(void *job, int thread) {
     for (int number = 0; number < m->layers * STAGES; number++) {
         const int layer = number / STAGES, kind = number % STAGES;
         int done = 0, chunk;
-        for (int other = 0; other < team.threads; other++) {
-            const int owner = (thread + other) % team.threads;
-            while ((chunk = team_claim((uint32_t)number, owner, stage.chunks)) >= 0) {
+        for (int other = 0; other < threads; other++) {
+            const int owner = (thread + other) % threads;
+            while ((chunk = claim_chunk(&s->stages, (uint32_t)number, owner, stage.chunks)) >= 0) {
                 if (!done && (kind == 0 || kind == 3)) prepare(s, layer, kind, mine);
                 if (chunk == 0 && (kind == 0 || kind == 3)) {
                     float *shift = s->shifts + ((size_t)layer * 2 + (kind == 3)) * s->B * D;
@@ -557,12 +558,12 @@ static void work(void *job, int thread) {
                 done++;
             }
         }
-        team_finish((uint32_t)number, done, stage.chunks);
+        finish_chunks(&s->stages, (uint32_t)number, done, stage.chunks);
         if (number + 1 < m->layers * STAGES) {
             describe(s, (number + 1) / STAGES, (number + 1) % STAGES, mine, &stage);
-            fetch_ahead(&stage, thread);
+            fetch_ahead(&stage, thread, threads);
         }
-        team_wait((uint32_t)number);
+        await_end(&s->stages, (uint32_t)number);
     }
 }
 
@@ -580,15 +581,14 @@ int decode_step(const Model *model, int B, int threads, const float *x, const La
     const size_t F = (size_t)padded(model->hidden);
     const int ranks[] = {model->decay_rank, model->iclr_rank, model->gate_rank, model->value_rank};
     if (threads < 1) threads = 1;
-    if (threads > TEAM_LIMIT) threads = TEAM_LIMIT;
+    if (threads > MOST_SHARES) threads = MOST_SHARES;
     const size_t mine = (6 * b * S + b * D + 8 * N + 31) / 16 * 16;
     size_t floats = 7 * (b * S + 16) + b * F + 16 + threads * mine;
     for (int i = 0; i < 4; i++) floats += b * ranks[i] + 16;
     float *memory = aligned_alloc(LINE, (floats * sizeof(float) + LINE - 1) / LINE * LINE), *free_ = memory;
     if (!memory) return 1;
     Step s = {.model = model, .before = before, .wkv = wkv, .shifts = shifts, .hidden = hidden, .B = B,
-              
-.stride = (int)S, .mine_size = mine};
+              .stride = (int)S, .mine_size = mine};
     s.x = carve(&free_, b * S);
     s.r = carve(&free_, b * S);
     s.k = carve(&free_, b * S);
@@ -603,7 +603,7 @@ int decode_step(const Model *model, int B, int threads, const float *x, const La
     const Tensor *around = model->tensors + (size_t)model->layers * LAYER_TENSORS;
     for (size_t row = 0; row < b; row++)
         layer_norm(x + row * D, around + LN0_WEIGHT, around + LN0_BIAS, (int)D, model->eps, s.x + row * D);
-    team_run(threads, work, &s);
+    run_stages(&s.stages, work, &s, threads);
     for (size_t row = 0; row < b; row++)
         layer_norm(s.x + row * D, around + LN_OUT_WEIGHT, around + LN_OUT_BIAS, (int)D, model->eps, hidden + row * D);
     free(memory);
@@ -611,20 +611,22 @@ int decode_step(const Model *model, int B, int threads, const float *x, const La
 }
 
 typedef struct {
+    struct stages stages;
     Stage stage;
     int B;
 } Head;
 
 static void work_head(void *job, int thread) {
-    const Head *head = job;
+    Head *head = job;
+    const int threads = head->stages.threads;
     int done = 0, chunk;
-    for (int other = 0; other < team.threads; other++)
-        while ((chunk = team_claim(0, (thread + other) % team.threads, head->stage.chunks)) >= 0) {
+    for (int other = 0; other < threads; other++)
+        while ((chunk = claim_chunk(&head->stages, 0, (thread + other) % threads, head->stage.chunks)) >= 0) {
             run_product(&head->stage, chunk, head->B);
             done++;
         }
-    team_finish(0, done, head->stage.chunks);
-    team_wait(0);
+    finish_chunks(&head->stages, 0, done, head->stage.chunks);
+    await_end(&head->stages, 0);
 }
 
 /* out (B, rows) = x (B, n) times a matrix (rows, n) transposed, all fp32 but the matrix. Returns as decode_step does. */
@@ -636,7 +638,7 @@ int decode_product(const Tensor *matrix, int rows, int n, int B, int threads, co
     for (int b = 0; b < B; b++) memcpy(filled + b * stride, x + (size_t)b * n, (size_t)n * sizeof(float));
     Head head = {.B = B};
     add_product(&head.stage, matrix, rows, n, filled, (int)stride, out, rows, PLAIN, 0);
-    team_run(threads, work_head, &head);
+    run_stages(&head.stages, work_head, &head, threads);
     free(filled);
     return 0;
 }

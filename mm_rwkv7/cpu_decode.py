@@ -28,16 +28,18 @@ class CpuStepper:
 
     @classmethod
     def of(cls, lm: RWKV7) -> "CpuStepper | None":
-        """None where the kernel cannot read this model (on another device, in fp64, with adapters among its modules),
-        or where there is no compiler, which a warning says."""
+        """None where the kernel cannot read this model (on another device, in fp64, with adapters, hooks or tensors of
+        other sizes), or where there is no compiler, which a warning says."""
+        with torch.device("meta"):
+            like = RWKV7(lm.config)
         weights: list[Weight | None] = []
-        for layer, block in enumerate(lm.blocks):
+        for layer, (block, expected) in enumerate(zip(lm.blocks, like.blocks, strict=True)):
             for name in LAYER_TENSORS:
                 absent = layer == 0 and name in VALUE_RESIDUAL
-                weights.append(None if absent else _weight(block, name))
-        weights += [_weight(lm, name) for name in AROUND_TENSORS]
-        head = _weight(lm, "head")
-        if not all(weight is None or weight.is_readable for weight in (*weights, head)):
+                weights.append(None if absent else _weight(block, expected, name))
+        weights += [_weight(lm, like, name) for name in AROUND_TENSORS]
+        head = _weight(lm, like, "head")
+        if not all(weight is None or weight.is_readable for weight in (*weights, head)) or _has_hooks(lm):
             return None
         config = lm.config
         sizes = {name: getattr(config, name) for name in ("layers", "width", "heads", "hidden")}
@@ -59,13 +61,21 @@ class CpuStepper:
         return self._step.logits(hidden)
 
 
-def _weight(module: nn.Module, path: str) -> Weight:
-    """The parameter or the linear map of that name; anything else comes out unreadable."""
-    found = module
+def _weight(module: nn.Module, like: nn.Module, path: str) -> Weight:
+    """The parameter or the linear map of that name; anything else, and what has not the size of its like, comes out
+    unreadable."""
+    found, expected = module, like
     for name in path.split("."):
-        found = getattr(found, name)
-    if type(found) is Linear:
+        found, expected = getattr(found, name), getattr(expected, name)
+    if type(found) is Linear and found.weight.shape == expected.weight.shape:
         return Weight(found.weight)
-    if isinstance(found, Int8Linear):
+    if isinstance(found, Int8Linear) and (found.out_features, found.in_features) == expected.weight.shape:
         return Weight(found.weight, found.scales)
-    return Weight(found if isinstance(found, Tensor) else torch.empty(0, dtype=torch.float64))
+    if isinstance(found, nn.Parameter) and found.shape == expected.shape:
+        return Weight(found)
+    return Weight(torch.empty(0, dtype=torch.float64))
+
+
+def _has_hooks(lm: RWKV7) -> bool:
+    """Whether somebody wants to see or change what goes through a module."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in lm.modules())

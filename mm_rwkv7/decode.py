@@ -51,15 +51,15 @@ class ModuleStepper:
 
 
 class _Following:
-    """Chooses anew when a parameter or buffer lies elsewhere than before, and on a GPU, where some are copied, when one
-    was changed."""
+    """Chooses anew when a parameter or buffer lies elsewhere than before or is of another dtype, and on a GPU, where
+    some are copied, when one was changed."""
 
     def __init__(self, lm: RWKV7) -> None:
         self._lm = lm
         self._portable = ModuleStepper(lm)
         modules = lm.modules() if isinstance(lm, RWKV7) else ()
         self._holders = [holder for module in modules for holder in (module._parameters, module._buffers) if holder]
-        self._places: list[int] = []
+        self._places: list[object] = []
         self._compiled: CpuStepper | CudaStepper | None = None
 
     def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -72,9 +72,10 @@ class _Following:
     def logits(self, hidden: Tensor) -> Tensor:
         return self._current(hidden).logits(hidden)
 
-    def _look(self) -> list[int]:
+    def _look(self) -> list[object]:
         tensors = [tensor for holder in self._holders for tensor in holder.values() if tensor is not None]
-        places = [tensor.data_ptr() for tensor in tensors]
+        places: list[object] = [tensor.data_ptr() for tensor in tensors]
+        places += [tensor.dtype for tensor in tensors]
         if tensors and tensors[0].is_cuda:
             places += [0 if tensor.is_inference() else tensor._version for tensor in tensors]
         return places
@@ -84,6 +85,6 @@ class _Following:
         if places != self._places:
             on_gpu = bool(places) and self._lm.emb.weight.is_cuda
             self._compiled, self._places = (CudaStepper if on_gpu else CpuStepper).of(self._lm), places
-        if self._compiled is None or len(rows) > self._compiled.rows:
+        if self._compiled is None or not 1 <= len(rows) <= self._compiled.rows:
             return self._portable  # matrix products are as good for many rows
         return self._compiled

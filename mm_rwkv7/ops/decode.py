@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .compiler import load
 
@@ -54,7 +54,9 @@ class Weight:
     @property
     def is_readable(self) -> bool:
         tensors = [self.data] if self.scales is None else [self.data, self.scales]
-        return self.data.dtype in _TYPES and all(t.device.type == "cpu" and t.is_contiguous() for t in tensors)
+        return self.data.dtype in _TYPES and all(
+            type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.is_contiguous() for t in tensors
+        )
 
 
 class _Tensor(ctypes.Structure):
@@ -101,7 +103,8 @@ class CompiledStep:
         head: Weight,
     ) -> None:
         self._library = load("decode")
-        self._sizes = sizes
+        self._width, self._layers = sizes["width"], sizes["layers"]
+        self._heads = (sizes["heads"], self._width // sizes["heads"], self._width // sizes["heads"])
         self._head = _Tensor.of(head)
         self._rows = len(head.data)
         tensors = (_Tensor * len(weights))(*map(_Tensor.of, weights))
@@ -111,13 +114,20 @@ class CompiledStep:
 
     def __call__(self, x: Tensor, layers: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor]:
         """x (B <= 8, D); each layer's wkv (B, H, N, N) and shifts (B, D). -> hidden (B, D), wkv (L, B, H, N, N) and
-        shifts (L, 2, B, D) after the step, all new and fp32."""
-        x = _plain(x)
-        before = [_plain(tensor) for layer in layers for tensor in layer]
+        shifts (L, 2, B, D) after the step, all new and fp32. ValueError on other sizes and on tensors elsewhere."""
+        x = self._read(x, "x")
+        row, state = x.shape, (len(x), *self._heads)
+        if len(layers) != self._layers:
+            raise ValueError(f"decode: a state of {len(layers)} layers, expected {self._layers}")
+        before = [
+            _plain(tensor, shape, "a layer's state")
+            for layer in layers
+            for tensor, shape in zip(layer, (state, row, row), strict=True)
+        ]
         pointers = (ctypes.c_void_p * len(before))(*[tensor.data_ptr() for tensor in before])
-        wkv = torch.empty(len(layers), *layers[0][0].shape)
-        shifts = torch.empty(len(layers), 2, *x.shape)
-        hidden = torch.empty(x.shape)
+        wkv = torch.empty(self._layers, *state, dtype=torch.float32)
+        shifts = torch.empty(self._layers, 2, *row, dtype=torch.float32)
+        hidden = torch.empty(row, dtype=torch.float32)
         failed = self._library.decode_step(
             ctypes.byref(self._model),
             len(x),
@@ -129,17 +139,17 @@ class CompiledStep:
             ctypes.c_void_p(hidden.data_ptr()),
         )
         if failed:
-            raise MemoryError(f"no memory for a step of {len(x)} rows of width {x.shape[1]}")
+            raise MemoryError(f"no memory for a step of {len(x)} rows of width {self._width}")
         return hidden, wkv, shifts
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (B <= 8, D) -> (B, V) fp32."""
-        hidden = _plain(hidden)
-        out = torch.empty(len(hidden), self._rows)
+        hidden = self._read(hidden, "hidden")
+        out = torch.empty(len(hidden), self._rows, dtype=torch.float32)
         failed = self._library.decode_product(
             ctypes.byref(self._head),
             self._rows,
-            hidden.shape[1],
+            self._width,
             len(hidden),
             torch.get_num_threads(),
             ctypes.c_void_p(hidden.data_ptr()),
@@ -149,7 +159,19 @@ class CompiledStep:
             raise MemoryError(f"no memory for the head's product of {len(hidden)} rows")
         return out
 
+    def _read(self, x: Tensor, name: str) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self._width:
+            raise ValueError(f"decode: {name} has shape {tuple(x.shape)}, expected (B, {self._width})")
+        if not 1 <= len(x) <= ROWS:
+            raise ValueError(f"decode: {name} has {len(x)} rows, expected 1 to {ROWS}")
+        return _plain(x, x.shape, name)
 
-def _plain(tensor: Tensor) -> Tensor:
+
+def _plain(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     """As the kernel reads it."""
+    if tensor.shape != shape or not tensor.is_cpu:
+        found = f"shape {tuple(tensor.shape)} on {tensor.device}"
+        raise ValueError(f"decode: {name} has {found}, expected {tuple(shape)} on the CPU")
+    if tensor.dtype == torch.float32 and tensor.is_contiguous():
+        return tensor
     return tensor.detach().to(torch.float32).contiguous()

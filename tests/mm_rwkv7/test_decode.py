@@ -1,8 +1,14 @@
 """The step of decoding against the model itself: B rows, D width, V vocabulary."""
 
+import ctypes
+import dataclasses
 import math
 import os
 import random
+import shutil
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +21,7 @@ from mm_rwkv7.cpu_decode import CpuStepper
 from mm_rwkv7.decode import ModuleStepper, stepper
 from mm_rwkv7.int8 import Int8Linear, quantise
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.ops import compiler, linear, squared_relu
+from mm_rwkv7.ops import compiler
 from mm_rwkv7.ops.compiler import NoKernelError
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config
@@ -318,19 +324,141 @@ def test_the_kernel_is_compiled_for_whoever_runs_it() -> None:
     assert compiler.load("decode") is compiler.load("decode")
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 @torch.no_grad()
-def test_products_without_gradients_are_those_with_them() -> None:
-    seed = random.randrange(10**6)
-    torch.manual_seed(seed)
-    weight = torch.randn(37, 70, requires_grad=True)
-    for x in (torch.randn(70), torch.randn(1, 70), torch.randn(2, 5, 70), torch.randn(70, 3).T, torch.randn(0, 70)):
-        for matrix in (weight, torch.randn(70, 37).T):
-            expected = x.double() @ matrix.double().T
-            assert torch.allclose(linear(x, matrix).double(), expected, rtol=1e-5, atol=1e-5), f"seed {seed}"
-    x = torch.randn(4, 6)
-    assert torch.equal(squared_relu(x.clone()), x.clamp(min=0) ** 2)
-    with torch.enable_grad():
-        y = x.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(squared_relu(y).sum() + linear(y, weight[:6, :6]).sum(), y)
-        assert torch.allclose(gradient, 2 * x.clamp(min=0) + weight[:6, :6].sum(0), atol=1e-5)
-        assert linear(torch.randn(2, 70), weight).requires_grad
+def test_a_process_may_fork_while_another_thread_decodes() -> None:
+    """As a web server does whose data loader or worker starts while somebody is being answered."""
+    torch.set_num_threads(2)
+    model = random_model(CONFIGS["head 64"], 11)
+    x, state = model.embed(torch.tensor([3])), model.initial_state()
+    step = stepper(model)
+    expected = step(x, state)[0]
+    done = threading.Event()
+
+    def decode() -> None:
+        while not done.is_set():
+            step(x, state)
+
+    other = threading.Thread(target=decode)
+    other.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                os._exit(0 if torch.equal(step(x, state)[0], expected) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        done.set()
+        other.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@torch.no_grad()
+def test_signals_are_not_for_the_kernel_s_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    another = shutil.copy(compiler.load("decode")._name, tmp_path / "another.so")  # has not started a thread
+    monkeypatch.setattr("mm_rwkv7.ops.decode.load", lambda _: ctypes.CDLL(another))
+    model = random_model(CONFIGS["head 64"], 12)
+    step = CpuStepper.of(model)
+    assert step is not None
+    x, state = model.embed(torch.tensor([3])), model.initial_state()
+    torch.set_num_threads(3)
+    before = _masks()
+    step(x, state)
+    started = [mask for thread, mask in _masks().items() if thread not in before]
+    assert any(mask >> (signal.SIGINT - 1) & 1 for mask in started)  # torch's own may have started too
+
+
+def _masks() -> dict[str, int]:
+    """The signals that each thread of this process blocks."""
+    tasks = {path.name: (path / "status").read_text() for path in Path("/proc/self/task").iterdir()}
+    return {name: int(text.split("SigBlk:")[1].split()[0], 16) for name, text in tasks.items()}
+
+
+@torch.no_grad()
+def test_several_threads_decode_at_once() -> None:
+    torch.set_num_threads(2)
+    model = random_model(CONFIGS["head 64"], 13)
+    x, state = model.embed(torch.tensor([3])), model.initial_state()
+    step = stepper(model)
+    expected = step(x, state)[0]
+    found: list[Tensor] = []
+    callers = [threading.Thread(target=lambda: found.extend(step(x, state)[0] for _ in range(50))) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(found) == 200
+    assert all(torch.equal(hidden, expected) for hidden in found)
+
+
+@pytest.mark.parametrize("rows", [0, 9])
+@torch.no_grad()
+def test_any_number_of_rows(rows: int) -> None:
+    model = random_model(CONFIGS["head 64"], 14)
+    x, state = model.embed(torch.arange(rows)), model.initial_state(rows)
+    hidden, after = stepper(model)(x, state)
+    assert hidden.shape == (rows, 192)
+    assert after.batch == rows
+    assert stepper(model).logits(hidden).shape == (rows, 300)
+    compiled = CpuStepper.of(model)
+    assert compiled is not None
+    with pytest.raises(ValueError, match=f"{rows} rows, expected 1 to 8"):
+        compiled(x, state)
+    with pytest.raises(ValueError, match=f"{rows} rows, expected 1 to 8"):
+        compiled.logits(hidden)
+
+
+def test_what_would_be_read_beyond_its_end_is_refused() -> None:
+    model = random_model(CONFIGS["head 64"], 15)
+    x, state = model.embed(torch.tensor([3])), model.initial_state()
+    step = stepper(model)
+    for wrong in (x[:, :100], torch.zeros(1, 200), torch.zeros(1, 192, device="meta"), torch.zeros(192)):
+        with pytest.raises(ValueError, match="expected"):
+            step(wrong, state)
+    with pytest.raises(ValueError, match=r"\(1, 100\).*expected \(B, 192\)"):
+        step.logits(x[:, :100])
+    short = state.layers[1]._replace(att_shift=torch.zeros(1, 100))
+    elsewhere = state.layers[1]._replace(wkv=state.layers[1].wkv.to("meta"))
+    for layer in (short, elsewhere):
+        with pytest.raises(ValueError, match="expected"):
+            step(x, dataclasses.replace(state, layers=(state.layers[0], layer, state.layers[2])))
+
+
+@torch.no_grad()
+def test_a_matrix_of_another_size_is_left_to_the_modules() -> None:
+    model = random_model(CONFIGS["head 64"], 16)
+    model.blocks[1].channel_mix.key.weight = torch.nn.Parameter(torch.zeros(100, 192))
+    assert CpuStepper.of(model) is None
+
+
+@torch.no_grad()
+def test_hooks_are_called() -> None:
+    model = random_model(CONFIGS["head 64"], 17)
+    x, state = model.embed(torch.tensor([3])), model.initial_state()
+    model.blocks[1].channel_mix.register_forward_hook(lambda _, __, output: (output[0] * 0, output[1]))
+    step = stepper(model)
+    assert torch.equal(step(x, state)[0], ModuleStepper(model)(x, state)[0])
+
+
+@torch.no_grad()
+def test_weights_in_other_numbers_at_the_same_place_are_seen() -> None:
+    model = random_model(CONFIGS["head 64"], 18).bfloat16()
+    step = stepper(model)
+
+    def assert_current() -> None:
+        x, state = model.embed(torch.tensor([3])), model.initial_state()
+        assert error(step(x, state)[0], ModuleStepper(model)(x, state)[0]) < 4e-2
+
+    assert_current()
+    for parameter in model.parameters():  # what an allocator may do that gives freed memory out again
+        parameter.data = parameter.data.view(torch.int16).copy_(parameter.half().view(torch.int16)).view(torch.float16)
+    assert_current()
+
+
+@torch.no_grad()
+def test_nan_is_not_swallowed() -> None:
+    model = random_model(CONFIGS["head 64"], 19)
+    model.blocks[2].channel_mix.key.weight[5, 7] = math.nan
+    x, state = model.embed(torch.tensor([3])), model.initial_state()
+    assert stepper(model)(x, state)[0].isnan().all()

@@ -39,7 +39,7 @@ def built_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 
 
 def _forget() -> None:
-    for cached in (backends._found, native.library, compiler.load):
+    for cached in (backends._found, native.library, compiler._found):
         cached.cache_clear()
 
 
@@ -77,6 +77,90 @@ def test_a_cache_that_cannot_be_written_is_a_reason(monkeypatch: pytest.MonkeyPa
     assert "wkv7.c could not be built" in str(wkv_reason("cpu"))
 
 
+@pytest.mark.usefixtures("built_anew")
+def test_the_line_that_says_error_is_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\nprintf 'In file x:\\nx.c:1: error: \\377 is not C\\nmore\\n' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    assert str(wkv_reason("cpu")).endswith("x.c:1: error: \ufffd is not C")
+    broken.write_text("#!/bin/sh\necho >&2\nexit 3\n")
+    _forget()
+    assert "exit status 3" in str(wkv_reason("cpu"))
+
+
+@pytest.mark.usefixtures("built_anew")
+def test_a_failure_is_not_tried_again_and_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken, calls = tmp_path / "cc", tmp_path / "calls"
+    broken.write_text(f"#!/bin/sh\necho >> {calls}\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    tries = []
+    for _ in range(2):
+        with pytest.raises(compiler.NoKernelError):
+            compiler.load("decode")
+        tries.append(len(calls.read_text()))
+    assert tries[0] == tries[1]
+
+
+@pytest.mark.usefixtures("built_anew")
+@pytest.mark.parametrize("refused", ["-march", "-m"])  # as on some ARM processors; by a small compiler
+def test_a_compiler_without_native(refused: str, cc: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    picky = tmp_path / "picky"
+    refusal = f'case " $*" in *" {refused}"*) echo "error: {refused}" >&2; exit 1;; esac'
+    picky.write_text(f'#!/bin/sh\n{refusal}\nexec {cc} "$@"\n')
+    picky.chmod(0o755)
+    monkeypatch.setenv("CC", f"env {picky}")  # in two words, as "ccache gcc" is
+    assert wkv_reason("cpu") is None
+    inputs = [x.float() for x in random_inputs(0, B=1, T=20, H=2, N=16)]
+    expected = results(wkv7_reference, [x.double() for x in inputs], 0)
+    assert_close(results(wkv7, inputs, 0), expected, 1e-5, 1e-5, 0)
+
+
+@pytest.mark.usefixtures("built_anew", "cc")
+def test_a_spoilt_file_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler.load("wkv7")
+    (kept,) = (tmp_path / "mm-rwkv7").iterdir()
+    spoilt = tmp_path / "elsewhere" / "mm-rwkv7" / kept.name  # what was loaded from its own place is loaded for good
+    spoilt.parent.mkdir(parents=True)
+    spoilt.write_bytes(bytes(kept.stat().st_size))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    _forget()
+    assert wkv_reason("cpu") is None
+    assert spoilt.read_bytes()[:4] == kept.read_bytes()[:4]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+@pytest.mark.usefixtures("built_anew", "cc")
+def test_what_anybody_may_write_is_not_loaded(tmp_path: Path) -> None:
+    compiler.load("wkv7")
+    folder = tmp_path / "mm-rwkv7"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    _forget()
+    assert "where others can write" in str(wkv_reason("cpu"))
+
+
+@pytest.mark.usefixtures("built_anew", "cc")
+def test_a_home_that_does_not_exist_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert "Could not determine home directory" in str(wkv_reason("cpu"))
+
+
+@pytest.mark.usefixtures("built_anew", "cc")
+def test_processors_do_not_share_a_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in one home folder for several machines."""
+    for native_flags in (["-march=x86-64"], ["-march=x86-64-v3"]) if platform.machine() == "x86_64" else ([], ["-DA"]):
+        monkeypatch.setattr(compiler, "NATIVE", (native_flags,))
+        _forget()
+        compiler.load("wkv7")
+    assert len(list((tmp_path / "mm-rwkv7").iterdir())) == 2
+
+
 def test_what_is_not_for_the_kernel_says_why() -> None:
     cpu = torch.device("cpu")
     assert backends.reason_against(cpu, torch.float64, 64) == "torch.float64 is computed by torch alone"
@@ -90,7 +174,7 @@ def test_what_is_not_for_the_kernel_says_why() -> None:
 @pytest.mark.usefixtures("built_anew")
 @pytest.mark.parametrize("level", ["x86-64", "x86-64-v3"])  # registers of 4 and of 8 numbers
 def test_it_is_right_on_lesser_processors(level: str, cc: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "_compiler", lambda: (cc, [f"-march={level}"]))
+    monkeypatch.setattr(compiler, "NATIVE", ([f"-march={level}"],))
     seed = random.SystemRandom().randrange(2**31)
     for T, N in ((1, 64), (70, 24), (130, 64), (20, 128)):
         inputs = [x.float() for x in random_inputs(seed, B=2, T=T, H=2, N=N)]
