@@ -52,7 +52,8 @@ class AST(SoundEncoder):
         from transformers import ASTModel
 
         super().__init__()
-        self.width, self.grid, self.spectrogram = config.width, config.grid, config.spectrogram
+        self.width, self.grid, self.frontend = config.width, config.grid, config.spectrogram
+        self.normalise = config.spectrogram.normalise
         sizes = Sizes(
             hidden_size=config.width,
             num_hidden_layers=config.layers,
@@ -69,7 +70,7 @@ class AST(SoundEncoder):
 
     def forward(self, windows: Tensor, frames: Tensor) -> Tensor:
         weights = next(self.body.parameters())
-        features: Tensor = self.body(self.spectrogram.normalise(windows).to(weights.dtype)).last_hidden_state
+        features: Tensor = self.body(self.normalise(windows).to(weights.dtype)).last_hidden_state
         moments, bins = self.grid
         return features[:, 2:].unflatten(1, (bins, moments)).transpose(1, 2).flatten(1, 2)  # they lie bin by bin
 
