@@ -5,7 +5,6 @@ Letters: W windows, F frames, M mel bins, T tokens, D width.
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 
@@ -26,7 +25,7 @@ class ASTConfig:
     hidden: int = 3072
     stride: int = 10
     spectrogram: Spectrogram = field(default_factory=Spectrogram)
-    kind: Literal["ast"] = "ast"
+    kind: str = "ast"
 
     def __post_init__(self) -> None:
         if min(self.spectrogram.frames, self.spectrogram.bins) < PATCH:

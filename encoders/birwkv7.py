@@ -9,7 +9,6 @@ Letters: W windows, F frames, M mel bins, T tokens of a window (moment by moment
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ class BiRWKV7Config:
     value_rank: int = 32
     gate_rank: int = 32
     spectrogram: Spectrogram = field(default_factory=Spectrogram)
-    kind: Literal["birwkv7"] = "birwkv7"
+    kind: str = "birwkv7"
 
     def __post_init__(self) -> None:
         if self.width % self.head_size:

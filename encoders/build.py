@@ -1,14 +1,18 @@
-"""From a tower's config to the tower."""
+"""From a tower's config to the tower, and from a sound encoder's to the encoder."""
 
+from encoders.ast import AST, ASTConfig
+from encoders.birwkv7 import BiRWKV7, BiRWKV7Config, Scan
 from encoders.concat import ConcatTower, ConcatTowerConfig, SingleTowerConfig
 from encoders.open_clip_tower import OpenClipTower, OpenClipTowerConfig
 from encoders.protocol import Encoder
 from encoders.sam import SamTower, SamTowerConfig
+from encoders.sound import SoundEncoder
 from encoders.timm_tower import TimmTower
 from encoders.tower import Tower
 from encoders.transformers_tower import TransformersTower, TransformersTowerConfig
 
 TowerConfig = SingleTowerConfig | ConcatTowerConfig  # told apart by `kind`; without one it is timm's
+SoundEncoderConfig = BiRWKV7Config | ASTConfig
 
 # What the libraries raise for sizes and options that they do not check.
 UNCHECKED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
@@ -41,3 +45,9 @@ def _build_single(config: SingleTowerConfig, pretrained: bool) -> Tower:
             return SamTower(config, pretrained)
         case _:
             return TimmTower(config, pretrained)
+
+
+def build_sound(config: SoundEncoderConfig, scan: Scan) -> SoundEncoder:
+    """The sound encoder that `config` describes, with random weights, to be replaced by a checkpoint's. `scan` is the
+    recurrence of those that have one: `mm_rwkv7.ops.wkv7`."""
+    return AST(config) if isinstance(config, ASTConfig) else BiRWKV7(config, scan)

@@ -10,9 +10,10 @@ from pathlib import Path
 from encoders.build import TowerConfig
 from encoders.tiling import Tiling
 from mm_rwkv7.compressor import CompressorConfig
+from mm_rwkv7.hearing import SoundConfig
 from mm_rwkv7.projector import AnyProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
-from mm_rwkv7.tokenizer import IMAGE_TOKEN, TOKENIZERS
+from mm_rwkv7.tokenizer import AUDIO_TOKEN, IMAGE_TOKEN, TOKENIZERS
 from mm_rwkv7.typed import build
 
 FORMAT = "mm-rwkv7/1"
@@ -21,8 +22,10 @@ FORMAT = "mm-rwkv7/1"
 @dataclass(frozen=True)
 class PromptTemplate:
     """How messages become one text. `{image}` in `image` stands for the run of image placeholders, with the World ids
-    `image_start` and `image_end` around it. `images_first` puts the pictures of a user's turn before all of it, `user`
-    included, as WorldRWKV's first generation does. `answer` comes between `assistant` and the answer.
+    `image_start` and `image_end` around it; `{audio}` in `audio` for that of a sound's. What follows must be the same
+    for both in a model that hears: a turn may be left open after either. `images_first` puts the pictures and sounds of
+    a user's turn before all of it, `user` included, as WorldRWKV's first generation does. `answer` comes between
+    `assistant` and the answer.
 
     The defaults are those of RWKV-7 World and VisualRWKV-7: `User: <image>\\nQUESTION\\n\\nAssistant:`, then
     ` ANSWER\\n\\n`.
@@ -33,6 +36,7 @@ class PromptTemplate:
     assistant: str = "Assistant:"
     turn_end: str = "\n\n"
     image: str = "{image}\n"
+    audio: str = "{audio}\n"
     stop: tuple[str, ...] = ("\n\n",)
     caption: str = "Describe the picture."
     answer: str = " "
@@ -43,13 +47,15 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         if not all(self.stop):
             raise ValueError("an empty stop text would end every answer before it begins")
-        if self.image.count("{image}") != 1:
-            raise ValueError(f"the template's image is {self.image!r}, expected {{image}} in it once")
+        for name in ("image", "audio"):
+            if getattr(self, name).count(f"{{{name}}}") != 1:
+                raise ValueError(f"the template's {name} is {getattr(self, name)!r}, expected {{{name}}} in it once")
 
 
 @dataclass(frozen=True)
 class MMConfig:
-    """The composition: a language model, at most one tower with its projector, the vocabulary and the prompt.
+    """The composition: a language model, at most one tower with its projector and one way to hear, the vocabulary and
+    the prompt.
 
     `tokenizer` is "world", "pile" (the 20B tokenizer of models trained on the Pile) or None for a model whose rows
     belong to neither: it reads ids only. `vocabulary` lists the World ids that a trimmed model keeps, in the order of
@@ -69,6 +75,7 @@ class MMConfig:
     tiling: Tiling | None = None
     tokenizer: str | None = "world"
     compressor: CompressorConfig | None = None
+    sound: SoundConfig | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -77,6 +84,9 @@ class MMConfig:
             raise ValueError("a tower needs a projector and a projector needs a tower")
         if self.tower is None and (self.pool or self.tiling or self.compressor):
             raise ValueError("without a tower there is nothing to pool, to cut into tiles or to compress")
+        image, audio = self.template.image.partition("{image}"), self.template.audio.partition("{audio}")
+        if self.sound is not None and image[2] != audio[2]:
+            raise ValueError(f"other words follow a picture than a sound: {image[2]!r} and {audio[2]!r}")
         marks = (self.template.image_start, self.template.image_end)
         if self.vocabulary is not None and marks != (None, None):
             raise ValueError(f"a picture's marks {marks} are World ids, which a trimmed vocabulary does not have")
@@ -84,8 +94,10 @@ class MMConfig:
             raise ValueError(f"pool is {self.pool}, expected rows and columns")
         if self.tokenizer not in (None, *TOKENIZERS):
             raise ValueError(f"tokenizer is {self.tokenizer!r}, expected one of {sorted(TOKENIZERS)} or none")
-        if self.tokenizer != "world" and (self.tower is not None or self.vocabulary is not None):
-            raise ValueError(f"a tower and a list of World ids need the World tokenizer, not {self.tokenizer!r}")
+        if self.tokenizer != "world" and any((self.tower, self.sound, self.vocabulary)):
+            raise ValueError(
+                f"towers, sound encoders and a list of World ids need the World tokenizer, not {self.tokenizer!r}"
+            )
         if self.vocabulary is not None and len(self.vocabulary) != self.lm.vocab_size:
             raise ValueError(
                 f"the vocabulary lists {len(self.vocabulary)} ids, the language model has {self.lm.vocab_size} rows"
@@ -99,9 +111,17 @@ class MMConfig:
     @cached_property
     def image_id(self) -> int:
         """The model's id of the image placeholder, -1 for a model without one."""
+        return self._placeholder(IMAGE_TOKEN)
+
+    @cached_property
+    def audio_id(self) -> int:
+        """The model's id of the audio placeholder, -1 for a model without one."""
+        return self._placeholder(AUDIO_TOKEN)
+
+    def _placeholder(self, world_id: int) -> int:
         if self.tokenizer != "world":
             return -1
-        return IMAGE_TOKEN if self.vocabulary is None else self.vocabulary.index(IMAGE_TOKEN)
+        return world_id if self.vocabulary is None else self.vocabulary.index(world_id)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)

@@ -3,7 +3,7 @@
 Letters: B batch, T time, D width, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -26,9 +26,11 @@ def prefill(
     state: State | None = None,
     features: Tensor | None = None,
     pad_compat: bool = False,
+    sounds: Iterable[Tensor] = (),
 ) -> tuple[Tensor, State]:
-    """Read ids (1, T) with the features (..., D) of their pictures; returns the last hidden vector (1, D) and the
-    state. Any length goes through at constant memory.
+    """Read ids (1, T) with the features (..., D) of their pictures, and blocks (..., D) of those of their sounds;
+    returns the last hidden vector (1, D) and the state. Any length goes through at constant memory: a block is asked
+    for when its placeholders are read.
 
     `pad_compat` begins a text with as many ends of turn as VisualRWKV's kernel needs to make T a multiple of 16, for
     comparison with it: they change what is read after them a little.
@@ -38,17 +40,46 @@ def prefill(
     if pad_compat and state is None:
         ids = F.pad(ids, (-ids.shape[1] % 16, 0), value=END_OF_TURN)
     after = state
-    queue = None if features is None else features.flatten(0, -2)
+    seen, heard = Queue([] if features is None else [features]), Queue(sounds)
     for piece in ids.split(PIECE, dim=1):
-        here = None
-        if queue is not None:
-            taken = int((piece == model.config.image_id).sum())
-            here, queue = queue[:taken], queue[taken:]
-        hidden, after = model.lm.hidden(model.embed(piece, here), after)
-    if queue is not None and len(queue):
-        raise ValueError(f"the pictures have {len(queue)} feature tokens more than the text has image placeholders")
+        pictures = seen.take(int((piece == model.config.image_id).sum()))
+        hidden, after = model.lm.hidden(
+            model.embed(piece, pictures, heard.take(int((piece == model.config.audio_id).sum()))), after
+        )
+    for several, kind, queue in (("pictures", "image", seen), ("sounds", "audio", heard)):
+        if left := queue.left():
+            raise ValueError(f"the {several} have {left} feature tokens more than the text has {kind} placeholders")
     assert after is not None
     return hidden[:, -1], after
+
+
+class Queue:
+    """Feature tokens (..., D) that come in blocks and are taken as they are needed."""
+
+    def __init__(self, blocks: Iterable[Tensor]) -> None:
+        self._blocks = iter(blocks)
+        self._held: Tensor | None = None
+
+    def take(self, count: int) -> Tensor | None:
+        """The next `count` tokens (count, D), fewer where there are no more; None for none."""
+        self._fetch(count)
+        if not count or self._held is None:
+            return None
+        taken, self._held = self._held[:count], self._held[count:]
+        return taken
+
+    def left(self) -> int:
+        """How many tokens were not taken, of those that came and of the next block."""
+        return self._fetch(1)
+
+    def _fetch(self, count: int) -> int:
+        """Hold `count` tokens, or all that there are; how many are held."""
+        held = 0 if self._held is None else len(self._held)
+        while held < count and (block := next(self._blocks, None)) is not None:
+            block = block.flatten(0, -2)
+            self._held = block if self._held is None else torch.cat([self._held, block])
+            held = len(self._held)
+        return held
 
 
 class Decoder:

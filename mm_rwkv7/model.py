@@ -1,4 +1,4 @@
-"""MMRWKV7: a language model that reads pictures as tokens.
+"""MMRWKV7: a language model that reads pictures and sounds as tokens.
 
 Letters: B batch, T time, I pictures (or tiles), M tokens per picture, D width.
 """
@@ -14,6 +14,7 @@ from encoders.pooling import pool_grid
 from encoders.protocol import Encoder, Pixels
 from mm_rwkv7.compressor import Compressor
 from mm_rwkv7.config import MMConfig
+from mm_rwkv7.hearing import Hearing
 from mm_rwkv7.projector import Projector, build_projector
 from mm_rwkv7.rwkv7 import RWKV7
 from mm_rwkv7.state import State
@@ -43,6 +44,7 @@ class MMRWKV7(nn.Module):
             self.projector.tokens(self._cells)
             if config.compressor is not None:
                 self.compressor = Compressor(config.compressor, config.lm)
+        self.sound = None if config.sound is None else Hearing(config.sound, config.lm.width)
 
     @property
     def image_tokens(self) -> int:
@@ -72,20 +74,25 @@ class MMRWKV7(nn.Module):
         compressed = [self.compressor(picture.flatten(0, 1)[None], len(picture)) for picture in pictures]
         return torch.cat(compressed, dim=1)[0]
 
-    def embed(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
-        """ids (B, T), features (..., D) of all pictures in reading order -> (B, T, D).
+    def embed(self, ids: Tensor, features: Tensor | None = None, sounds: Tensor | None = None) -> Tensor:
+        """ids (B, T), features (..., D) of all pictures and of all `sounds` in reading order -> (B, T, D).
 
-        Raises ValueError unless there are exactly as many placeholders as feature tokens.
+        Raises ValueError unless there are exactly as many placeholders of each as feature tokens.
         """
-        places = ids == self.config.image_id
-        wanted = int(places.sum())
-        given = 0 if features is None else features.shape[:-1].numel()
-        if wanted != given:
-            raise ValueError(f"the text has {wanted} image placeholders, the pictures have {given} feature tokens")
-        x = self.lm.embed(ids.masked_fill(places, 0))
-        if features is None:
-            return x
-        return x.masked_scatter(places[..., None], features.to(x.dtype))
+        config = self.config
+        given = (("image", "pictures", config.image_id, features), ("audio", "sounds", config.audio_id, sounds))
+        x = self.lm.embed(ids.masked_fill((ids == config.image_id) | (ids == config.audio_id), 0))
+        for kind, several, placeholder, tokens in given:
+            places = ids == placeholder
+            wanted = int(places.sum())
+            count = 0 if tokens is None else tokens.shape[:-1].numel()
+            if wanted != count:
+                raise ValueError(
+                    f"the text has {wanted} {kind} placeholders, the {several} have {count} feature tokens"
+                )
+            if tokens is not None:
+                x = x.masked_scatter(places[..., None], tokens.to(x.dtype))
+        return x
 
     def forward(
         self,

@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.decode import Stepper, stepper
 from mm_rwkv7.generate import Decoder, prefill
+from mm_rwkv7.hearing import Hearing
 from mm_rwkv7.int8 import quantise
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
@@ -23,9 +25,12 @@ from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pile_tokenizer import PileTokenizer, tokenizer_file
 from mm_rwkv7.processor import Batch, Message, Processor
 from mm_rwkv7.sampling import Sampler, Sampling
+from mm_rwkv7.sounds import Sound, SoundSource
 from mm_rwkv7.state import State
 from mm_rwkv7.tokenizer import Tokenizer
 from mm_rwkv7.weights import INT8, choose_device, choose_dtype, locate
+
+WINDOWS = 8  # of a sound that are encoded at once
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,8 @@ class Pipeline:
         self._fingerprint = checkpoint.Fingerprint(self._compute_fingerprint)
         self.tokenizer = _tokenizer(model.config, None if opened is None else opened.path)
         preprocess = None if model.tower is None else model.tower.preprocess
-        self.processor = Processor(model.config, self.tokenizer, preprocess, model.image_tokens)
+        sound_tokens = None if model.sound is None else model.sound.tokens
+        self.processor = Processor(model.config, self.tokenizer, preprocess, model.image_tokens, sound_tokens)
 
     @classmethod
     def from_pretrained(
@@ -161,7 +167,8 @@ class Pipeline:
         sampling: Sampling = Sampling(),  # noqa: B008 - a frozen value
         state: State | None = None,
     ) -> Answer:
-        """Answer a question about pictures (paths, bytes or PIL images) and sounds, going on from `state`."""
+        """Answer a question about pictures (paths, bytes or PIL images) and sounds (paths, bytes or waveforms with
+        their rate), going on from `state`."""
         return self.chat(question_about(question, images, audio), sampling, state)
 
     def chat(
@@ -201,13 +208,27 @@ class Pipeline:
         """Describe one picture."""
         return self.ask(self.model.config.template.caption, [image], sampling=sampling).text
 
-    def tag(self, audio: Any, top: int = 10) -> list[tuple[str, float]]:
-        """The likeliest classes of a sound."""
-        raise ValueError(f"model {self.name!r} has no sound encoder, it cannot hear")
+    @torch.no_grad()
+    def tag(self, audio: SoundSource, top: int = 10) -> list[tuple[str, float]]:
+        """The likeliest classes of a sound with their probabilities, which need not add up to one: several may be
+        heard. Those of a long sound are the means over its windows."""
+        hearing = self.model.sound
+        if hearing is None or self.model.config.sound is None:
+            raise ValueError(f"model {self.name!r} has no sound encoder, it cannot hear")
+        if hearing.head is None:
+            raise ValueError(f"model {self.name!r} has no tagging head, it can be asked about a sound")
+        labels = self.model.config.sound.labels
+        total, frames = torch.zeros(len(labels)), 0
+        for windows, sounding in self._windows(hearing, self.processor.sound(audio)):
+            scores = hearing.tag(windows, sounding).sigmoid()
+            total += (scores * sounding[:, None]).sum(0).cpu()
+            frames += int(sounding.sum())
+        best = (total / frames).topk(min(top, len(labels)))
+        return [(labels[i], score) for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
     def prefill(self, messages: Sequence[Message], state: State | None = None) -> State:
-        """Read messages without answering. After a message of pictures alone the turn stays open: any number of
-        questions about them can be asked from the state that comes back."""
+        """Read messages without answering. After a message of pictures and sounds alone the turn stays open: any number
+        of questions about them can be asked from the state that comes back."""
         batch = self.processor(messages, generate=False, open_turn=state is not None and state.open_turn)
         _, after = self._read(batch, state)
         return replace(after, open_turn=batch.open_turn, model=self._fingerprint)
@@ -221,10 +242,12 @@ class Pipeline:
         return self._read(batch, None)[0][0].float()
 
     def _read(self, batch: Batch, state: State | None) -> tuple[Tensor, State]:
-        return self._prefill(batch, self._ours(state), self._encode(batch))
+        return self._prefill(batch, self._ours(state), self._encode(batch), self._hear(batch))
 
-    def _prefill(self, batch: Batch, state: State | None, features: Tensor | None) -> tuple[Tensor, State]:
-        return prefill(self.model, batch.ids.to(self.device), state, features, pad_compat=self.pad_compat)
+    def _prefill(
+        self, batch: Batch, state: State | None, features: Tensor | None, sounds: Iterable[Tensor]
+    ) -> tuple[Tensor, State]:
+        return prefill(self.model, batch.ids.to(self.device), state, features, self.pad_compat, sounds)
 
     def _ours(self, state: State | None) -> State | None:
         """A state that somebody saved or computed elsewhere, where this model can go on from it."""
@@ -237,6 +260,22 @@ class Pipeline:
     @torch.no_grad()
     def _encode(self, batch: Batch) -> Tensor | None:
         return None if batch.pixels is None else self.model.encode(move(batch.pixels, self.device), batch.tiles)
+
+    @torch.no_grad()
+    def _hear(self, batch: Batch) -> Iterator[Tensor]:
+        """The tokens (..., D) of the batch's sounds, some windows at a time."""
+        for sound in batch.sounds:
+            assert self.model.sound is not None
+            for windows, frames in self._windows(self.model.sound, sound):
+                yield self.model.sound.read(windows, frames)
+
+    def _windows(self, hearing: Hearing, sound: Sound) -> Iterator[tuple[Tensor, Tensor]]:
+        """(W, F, M) and how many frames of each are sound (W,), a few at a time: memory does not grow with the
+        length."""
+        windows = hearing.tokens.spectrogram.windows(sound.blocks())
+        while several := list(islice(windows, WINDOWS)):
+            pictures, frames = zip(*several, strict=True)
+            yield torch.stack(pictures).to(self.device), torch.tensor(frames, device=self.device)
 
     def _write(
         self,
@@ -252,7 +291,8 @@ class Pipeline:
         def write(stream: Stream) -> Generator[str, None, Answer]:
             features = self._encode(batch)
             encoded = self._clock()
-            hidden, read = self._prefill(batch, state, features)
+            sounds = _Timed(self._hear(batch), self._clock)
+            hidden, read = self._prefill(batch, state, features, sounds)
             prefilled = self._clock()
             sampler = Sampler(sampling, self.tokenizer.size, self.device)
             limit = sampling.max_new_tokens or self.model.config.max_new_tokens
@@ -273,7 +313,8 @@ class Pipeline:
                 text += piece
                 if piece:
                     yield piece
-            media = int((batch.ids == self.model.config.image_id).sum())
+            config = self.model.config
+            media = int(((batch.ids == config.image_id) | (batch.ids == config.audio_id)).sum())
             written = len(decoder.tokens)
             return Answer(
                 text,
@@ -281,8 +322,8 @@ class Pipeline:
                 Usage(batch.ids.shape[1] - media, media, written),
                 Timings(
                     self.load_s,
-                    encoded - began if batch.pixels is not None else 0.0,
-                    prefilled - encoded,
+                    (encoded - began if batch.pixels is not None else 0.0) + sounds.seconds,
+                    prefilled - encoded - sounds.seconds,
                     (first or prefilled) - began,
                     written / decode_s if decode_s else 0.0,
                 ),
@@ -306,6 +347,24 @@ class Pipeline:
         return prefill(self.model, ids, state)[1]
 
 
+class _Timed:
+    """An iterator that knows how long its items took to make."""
+
+    def __init__(self, items: Iterator[Tensor], clock: Callable[[], float]) -> None:
+        self.seconds = 0.0
+        self._items, self._clock = items, clock
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        began = self._clock()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += self._clock() - began
+
+
 def _tokenizer(config: MMConfig, path: Path | None) -> Tokenizer:
     if config.tokenizer == "world":
         return Tokenizer(config.vocabulary)
@@ -319,8 +378,9 @@ def _tokenizer(config: MMConfig, path: Path | None) -> Tokenizer:
 
 def question_about(question: str, images: Sequence[Any] = (), audio: Sequence[Any] = ()) -> list[Message]:
     """One user message: the media in order, then the question."""
-    if isinstance(images, str | bytes):
-        raise ValueError(f"images is {images!r:.80}, expected a list of pictures")
+    for name, several, media in (("images", "pictures", images), ("audio", "sounds", audio)):
+        if isinstance(media, str | bytes):
+            raise ValueError(f"{name} is {media!r:.80}, expected a list of {several}")
     parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     parts += [{"type": "audio", "audio": sound} for sound in audio]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from encoders.protocol import Pixels, Preprocess, Views, join
 from mm_rwkv7.config import MMConfig
+from mm_rwkv7.hearing import SoundTokens
 from mm_rwkv7.pictures import PictureSource, load_picture
+from mm_rwkv7.sounds import Sound, SoundSource
 from mm_rwkv7.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -30,15 +32,27 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """Stands among the pieces of a prompt where a sound's placeholders go."""
+
+    source: SoundSource
+
+
+Medium = Picture | Clip
+
+
+@dataclass(frozen=True)
 class Batch:
     """What the model reads: `ids` (B, T) int64; `mask` (B, T) bool, False where padded, None when nothing is;
     `pixels` in the order of their placeholders, None without pictures; `tiles`, how many of them each picture was cut
-    into. `open_turn` says that it ends with a picture in a user's turn that has no words yet."""
+    into; `sounds` in the order of their placeholders. `open_turn` says that it ends with a picture or a sound in a
+    user's turn that has no words yet."""
 
     ids: Tensor
     mask: Tensor | None = None
     pixels: Pixels | None = None
     tiles: tuple[int, ...] = ()
+    sounds: tuple[Sound, ...] = ()
     open_turn: bool = False
 
 
@@ -46,11 +60,16 @@ class Processor:
     """Applies the prompt template of `config`, tokenizes, and prepares pictures as `preprocess` says.
 
     `image_tokens` placeholders stand for one picture, or for each of its tiles; `preprocess` is None for a model that
-    cannot see.
+    cannot see, `sound_tokens` for one that cannot hear.
     """
 
     def __init__(
-        self, config: MMConfig, tokenizer: Tokenizer, preprocess: Preprocess | Views | None, image_tokens: int
+        self,
+        config: MMConfig,
+        tokenizer: Tokenizer,
+        preprocess: Preprocess | Views | None,
+        image_tokens: int,
+        sound_tokens: SoundTokens | None = None,
     ) -> None:
         self.template = config.template
         self.tokenizer = tokenizer
@@ -58,6 +77,7 @@ class Processor:
         self.tiling = config.tiling
         self.compressor = config.compressor
         self.image_tokens = image_tokens
+        self.sound_tokens = sound_tokens
 
     def __call__(self, messages: Sequence[Message], generate: bool = True, open_turn: bool = False) -> Batch:
         """A batch of one row, which ends with the prompt for an answer when `generate`.
@@ -65,11 +85,12 @@ class Processor:
         The row is cut into tokens piece by piece: the rows of `messages[:k]` (without `generate`) and of
         `messages[k:]` join to the row of `messages`, so a saved state can be continued. Likewise a prompt with
         `generate` is the beginning of the row that holds its answer. Without `generate`, a last message of
-        pictures alone leaves its turn open; what follows is then processed with `open_turn`, as its rest.
+        media alone leaves its turn open; what follows is then processed with `open_turn`, as its rest.
         """
         ids: list[int] = []
         pixels: list[Pixels] = []
         tiles: list[int] = []
+        sounds: list[Sound] = []
         segments = self.segments(messages, generate, open_turn)
         for segment in segments:
             if isinstance(segment, Picture):
@@ -77,16 +98,34 @@ class Processor:
                 ids += self.placeholders(len(parts))
                 pixels.append(self._prepare(parts))
                 tiles.append(len(parts))
+            elif isinstance(segment, Clip):
+                sounds.append(self.sound(segment.source))
+                ids += self.sound_placeholders(sounds[-1].samples)
             else:
                 ids += self.tokenizer.encode(segment)
         joined = join(pixels) if pixels else None
-        return Batch(torch.tensor([ids]), None, joined, tuple(tiles), isinstance(segments[-1], Picture))
+        opened = isinstance(segments[-1], Medium)
+        return Batch(torch.tensor([ids]), None, joined, tuple(tiles), tuple(sounds), opened)
 
     def placeholders(self, tiles: int = 1) -> list[int]:
         """The ids that stand for a picture of so many tiles."""
         start, end = ([] if mark is None else [mark] for mark in (self.template.image_start, self.template.image_end))
         count = self.image_tokens * tiles if self.compressor is None else self.compressor.count(tiles)
         return [*start, *[self.tokenizer.image_id] * count, *end]
+
+    def sound_placeholders(self, samples: int) -> list[int]:
+        """The ids that stand for a sound of so many samples."""
+        assert self.sound_tokens is not None
+        return [self.tokenizer.audio_id] * self.sound_tokens.count(samples)
+
+    def sound(self, source: SoundSource) -> Sound:
+        """A sound as the encoder's waveform."""
+        return Sound.read(source, self._hearing().spectrogram.rate)
+
+    def _hearing(self) -> SoundTokens:
+        if self.sound_tokens is None:
+            raise ValueError("this model has no sound encoder, it cannot hear")
+        return self.sound_tokens
 
     def pixels(self, source: PictureSource) -> Pixels:
         """One picture, or its tiles, as the tower's input."""
@@ -112,18 +151,19 @@ class Processor:
         mask = torch.arange(longest) < lengths[:, None]  # (B, T)
         pixels = [batch.pixels for batch in batches if batch.pixels is not None]
         tiles = tuple(count for batch in batches for count in batch.tiles)
-        return Batch(torch.cat(rows), None if mask.all() else mask, join(pixels) if pixels else None, tiles)
+        sounds = tuple(sound for batch in batches for sound in batch.sounds)
+        return Batch(torch.cat(rows), None if mask.all() else mask, join(pixels) if pixels else None, tiles, sounds)
 
     def segments(
         self, messages: Sequence[Message], generate: bool = True, open_turn: bool = False
-    ) -> list[str | Picture]:
-        """The prompt's pieces in order: texts, each tokenized by itself, and pictures.
+    ) -> list[str | Medium]:
+        """The prompt's pieces in order: texts, each tokenized by itself, pictures and sounds.
 
         A ValueError says what is wrong with the messages.
         """
         if not messages:
             raise ValueError("there are no messages")
-        segments: list[str | Picture] = []
+        segments: list[str | Medium] = []
         for number, message in enumerate(messages, start=1):
             segments += self._turn(message, f"message {number}", open_turn and number == 1)
         if generate:
@@ -137,7 +177,7 @@ class Processor:
             del segments[-1]  # the turn's end: the words are still to come
         return segments
 
-    def _turn(self, message: Message, where: str, continued: bool) -> list[str | Picture]:
+    def _turn(self, message: Message, where: str, continued: bool) -> list[str | Medium]:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise ValueError(f"{where} is {message!r:.80}, expected a role and a content")
         role = message["role"]
@@ -147,33 +187,36 @@ class Processor:
         if role == "user":
             return self._user_turn(parts, continued)
         if continued:
-            raise ValueError(f"{where} is from {role!r}, expected 'user' after a picture without a question")
-        if any(isinstance(part, Picture) for part in parts):
-            raise ValueError(f"{where} is from {role!r} and has a picture, expected pictures from 'user' only")
+            raise ValueError(f"{where} is from {role!r}, expected 'user' after a picture or a sound without a question")
+        if any(isinstance(part, Medium) for part in parts):
+            raise ValueError(f"{where} is from {role!r} and has a picture or a sound, expected them from 'user' only")
         text = "".join(part for part in parts if isinstance(part, str))
         if role == "system":
             return [self.template.system + text + self.template.turn_end]
         return [self.template.assistant, (self.template.answer + text if text else "") + self.template.turn_end]
 
-    def _user_turn(self, parts: list[str | Picture], continued: bool) -> list[str | Picture]:
+    def _user_turn(self, parts: list[str | Medium], continued: bool) -> list[str | Medium]:
         if not parts:
             raise ValueError("the question is empty")
         if self.preprocess is None and any(isinstance(part, Picture) for part in parts):
             raise ValueError("this model has no vision tower, it cannot read pictures")
+        if any(isinstance(part, Clip) for part in parts):
+            self._hearing()
         template = self.template
         if template.images_first:
-            pictures = [part for part in parts if isinstance(part, Picture)]
+            media = [part for part in parts if isinstance(part, Medium)]
             words = "\n".join(part for part in parts if isinstance(part, str))
-            return [*pictures, template.user + words + template.turn_end]
-        before, _, after = template.image.partition("{image}")
-        segments: list[str | Picture] = []
+            return [*media, template.user + words + template.turn_end]
+        segments: list[str | Medium] = []
+        image, _, after = template.image.partition("{image}")
+        audio, _, _ = template.audio.partition("{audio}")  # what follows is the same for both
         text = after if continued else template.user
         for part in parts:
-            if isinstance(part, Picture):
-                segments += [text + before, part]
-                text = after
-            else:
+            if isinstance(part, str):
                 text += part
+                continue
+            segments += [text + (image if isinstance(part, Picture) else audio), part]
+            text = after
         return [*segments, text + template.turn_end]
 
 
@@ -181,8 +224,8 @@ def _has_words(content: Any) -> bool:
     return any(isinstance(part, str) for part in _parts(content, "the last message"))
 
 
-def _parts(content: Any, where: str) -> Iterator[str | Picture]:
-    """A message's pictures and texts in order; neighbouring texts become one, blank ones none."""
+def _parts(content: Any, where: str) -> Iterator[str | Medium]:
+    """A message's media and texts in order; neighbouring texts become one, blank ones none."""
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, Sequence) or isinstance(content, bytes):
@@ -190,15 +233,15 @@ def _parts(content: Any, where: str) -> Iterator[str | Picture]:
     lines: list[str] = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "audio":
-            raise ValueError("this model has no sound encoder, it cannot hear")
-        if kind not in ("text", "image") or kind not in part:
-            raise ValueError(f"{where} has the part {part!r:.80}, expected a text or an image under its type's name")
-        if kind == "image":
+        if kind not in ("text", "image", "audio") or kind not in part:
+            raise ValueError(
+                f"{where} has the part {part!r:.80}, expected a text, an image or an audio under its type's name"
+            )
+        if kind != "text":
             if lines:
                 yield "\n".join(lines)
                 lines = []
-            yield Picture(part["image"])
+            yield Picture(part["image"]) if kind == "image" else Clip(part["audio"])
         elif not isinstance(part["text"], str):
             raise ValueError(f"{where} has the text {part['text']!r:.80}, expected a string")
         else:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,9 +22,47 @@ Waveform = tuple[Any, int]  # samples (n) or (n, channels), and how many there a
 SoundSource = str | os.PathLike[str] | bytes | Waveform
 
 BLOCK = 1 << 16  # samples of each channel read at once
+KEPT_SECONDS = 60  # of a sound that is not read again when it is encoded
 RATES = (1_000, 768_000)
 MAX_CHANNELS = 64
 LARGEST_RATIO = 1 << 21  # product of the two terms of a resampling ratio: its filter has that many taps and more
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound whose length is known and which was read through without an error. `blocks` gives its samples as often as
+    one asks; a long sound is read again for them, so that it takes no memory."""
+
+    source: SoundSource
+    rate: int
+    samples: int
+    kept: tuple[Tensor, ...] | None  # the blocks of a short sound
+
+    @classmethod
+    def read(cls, source: SoundSource, rate: int) -> "Sound":
+        """See `read_sound` for what is read, and for its errors."""
+        samples, kept = 0, []
+        for block in read_sound(source, rate):
+            samples += len(block)
+            if samples <= KEPT_SECONDS * rate:
+                kept.append(block)
+            else:
+                kept.clear()
+        short = samples <= KEPT_SECONDS * rate
+        return cls(source, rate, samples, tuple(kept) if short else None)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Blocks (n,) fp32 of `samples` samples in all. ValueError when a file has changed since it was counted."""
+        found = 0
+        for block in self.kept if self.kept is not None else read_sound(self.source, self.rate):
+            found += len(block)
+            yield block
+        if found != self.samples:
+            raise ValueError(f"{_name(self.source)} has changed: {found} samples, expected {self.samples}")
+
+
+def _name(source: SoundSource) -> str:
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else "the sound"
 
 
 def load_sound(source: SoundSource, rate: int = 16_000) -> Tensor:

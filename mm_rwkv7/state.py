@@ -27,8 +27,9 @@ class State:
     """The recurrent state of every layer. Models return a new one; they never change one that they were given.
 
     `tokens_seen` counts the steps read, padded ones included. `open_turn` marks a state that ends with a picture
-    in a user's turn, to which the question is still to come. `str(model)` is the fingerprint of the model that read it,
-    "" where nobody said; it need not be known before somebody asks, because finding it out reads every weight.
+    or a sound in a user's turn, to which the question is still to come. `str(model)` is the fingerprint of the model
+    that read it, "" where nobody said; it need not be known before somebody asks, because finding it out reads every
+    weight.
     """
 
     layers: tuple[LayerState, ...]

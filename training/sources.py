@@ -81,6 +81,19 @@ class Scenes:
         return Sample(scene.image, scene.caption, qa, scene.objects, scene.background, kinds)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a parquet table. A ValueError names a file that is missing or broken."""
+    import pyarrow.parquet as parquet
+
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the data folder is described in docs/training.md")
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    except ValueError as error:  # pyarrow's own errors are ValueErrors
+        raise ValueError(f"{path} is no parquet table: {error}") from error
+    return rows
+
+
 @dataclass
 class Table:
     """A parquet table of pictures: rows as dictionaries with `image` decoded, split by `keeps_out`."""
@@ -97,14 +110,7 @@ class Table:
 
     @classmethod
     def read(cls, path: Path, keeps_out: Callable[[int, dict[str, Any]], bool]) -> "Table":
-        import pyarrow.parquet as parquet
-
-        if not path.is_file():
-            raise ValueError(f"{path} is missing; the data folder is described in docs/training.md")
-        try:
-            rows = parquet.read_table(path).to_pylist()
-        except ValueError as error:  # pyarrow's own errors are ValueErrors
-            raise ValueError(f"{path} is no parquet table: {error}") from error
+        rows = read_rows(path)
         for number, row in enumerate(rows):
             try:
                 row["name"] = row.get("name") or row["image"]["path"]

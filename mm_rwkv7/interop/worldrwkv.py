@@ -31,6 +31,7 @@ FIRST_TEMPLATE = PromptTemplate(
     assistant="Assistant:",
     turn_end="\x17",
     image="{image}",
+    audio="{audio}",
     images_first=True,
     stop=("\x17",),
 )
@@ -40,6 +41,7 @@ TEMPLATE = PromptTemplate(
     assistant="\x16Assistant:",
     turn_end="\x17",
     image="{image}",
+    audio="{audio}",
     stop=("\x17",),
     answer="",
     image_start=65530,

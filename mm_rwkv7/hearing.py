@@ -1,0 +1,108 @@
+"""Hearing: a sound encoder, the projector that makes tokens of its features, and a head that names what is heard.
+
+Letters: W windows, F frames of a window, M mel bins, E width of the encoder, D width of the language model, C classes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from encoders.build import SoundEncoderConfig, build_sound
+from encoders.pooling import pool_grid
+from encoders.spectrogram import Spectrogram
+from mm_rwkv7.ops import wkv7
+from mm_rwkv7.projector import AnyProjectorConfig, ProjectorConfig, build_projector
+
+
+@dataclass(frozen=True)
+class SoundConfig:
+    """How a model hears. `pool` is the grid (moments, pitches) to which the encoder's is averaged, window by window,
+    before the projector. `labels` are the classes of the tagging head; without them there is none."""
+
+    encoder: SoundEncoderConfig
+    projector: AnyProjectorConfig
+    pool: tuple[int, int] | None = None
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.pool is not None and (len(self.pool) != 2 or min(self.pool) < 1):
+            raise ValueError(f"a sound's pool is {self.pool}, expected moments and pitches")
+        if isinstance(self.projector, ProjectorConfig) and self.projector.summary:
+            raise ValueError("a sound's projector cannot add a summary: its windows are cut where the sound ends")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("two labels of the tagging head are the same")
+
+
+@dataclass(frozen=True)
+class SoundTokens:
+    """What a prompt has to know of the encoder: how a waveform becomes windows, and how many tokens a whole one
+    gives, moment by moment."""
+
+    spectrogram: Spectrogram
+    moments: int
+    pitches: int
+
+    def of_window(self, frames: int) -> int:
+        """Tokens of a window of which so many frames are sound: as many moments as have sound under them."""
+        return math.ceil(frames * self.moments / self.spectrogram.frames) * self.pitches
+
+    def count(self, samples: int) -> int:
+        """Tokens of a sound of so many samples."""
+        whole, rest = divmod(self.spectrogram.count(samples), self.spectrogram.frames)
+        return whole * self.of_window(self.spectrogram.frames) + self.of_window(rest)
+
+
+class Hearing(nn.Module):
+    """Windows of a sound (W, F, M) and how many frames of each are sound (W,) -> tokens, or classes."""
+
+    def __init__(self, config: SoundConfig, output_width: int) -> None:
+        super().__init__()
+        self.encoder = build_sound(config.encoder, wkv7)
+        self.pool = config.pool
+        moments, pitches = grid = self.encoder.grid
+        if config.pool is not None:
+            moments, pitches = config.pool
+            if moments > grid[0] or pitches > grid[1]:
+                raise ValueError(f"a grid of {grid[0]} x {grid[1]} cannot be pooled to {moments} x {pitches}")
+        width = self.encoder.width
+        if width != config.projector.input_width:
+            raise ValueError(
+                f"the sound's projector reads width {config.projector.input_width}, "
+                f"the {config.encoder.kind} encoder gives {width}"
+            )
+        self.projector = build_projector(config.projector, output_width)
+        cells = moments * pitches
+        if self.projector.tokens(cells) != cells:  # fewer come out, and a moment is no longer a row of the grid
+            moments, pitches = self.projector.tokens(cells), 1
+        self.tokens = SoundTokens(self.encoder.spectrogram, moments, pitches)
+        classes = len(config.labels)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes)) if classes else None
+
+    def forward(self, windows: Tensor, frames: Tensor) -> Tensor:
+        """-> tokens (W, `tokens.moments * tokens.pitches`, D), of which those of `tokens.of_window` lie under sound."""
+        features = self.encoder(windows, frames)
+        if self.pool is not None:
+            # Where no sound is, nothing is averaged.
+            heard = self.encoder.heard(frames)[..., None].to(features.dtype)
+            shares = pool_grid(heard, self.encoder.grid, self.pool)
+            features = pool_grid(features * heard, self.encoder.grid, self.pool) / shares.clamp(min=1e-6)
+        x: Tensor = self.projector(features)
+        return x
+
+    def read(self, windows: Tensor, frames: Tensor) -> Tensor:
+        """-> the tokens (..., D) of consecutive windows that lie under sound."""
+        tokens = self(windows, frames)
+        counts = [self.tokens.of_window(count) for count in frames.tolist()]
+        return torch.cat([row[:count] for row, count in zip(tokens, counts, strict=True)])
+
+    def tag(self, windows: Tensor, frames: Tensor) -> Tensor:
+        """-> logits (W, C) of the classes, from the mean of the encoder's features under sound."""
+        if self.head is None:
+            raise ValueError("this model has no tagging head")
+        features = self.encoder(windows, frames)
+        heard = self.encoder.heard(frames)[..., None]
+        pooled = (features * heard).sum(1) / heard.sum(1).clamp(min=1)
+        logits: Tensor = self.head(pooled.to(features.dtype))
+        return logits.float()

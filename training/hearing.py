@@ -1,0 +1,162 @@
+"""Where training sounds come from: generated soundscapes, and the parquet tables of a data folder.
+
+The sources keep to the protocol of `training.sources`: each splits itself into what is trained on and what is kept out.
+
+Letters: n samples.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mm_rwkv7.sounds import load_sound
+from mm_rwkv7.synthetic import events, hearing, soundscapes
+from mm_rwkv7.synthetic.dice import Dice
+from training.sources import QA, read_rows
+
+RATE = 16_000
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound and what is true of it.
+
+    `waveform` is (n,) fp32 within about -1 ... 1 at `RATE`, `labels` are all classes that are heard in it. Generated
+    soundscapes also tell what happens when (`events`), the colour of the noise behind it (`noise`) and what each
+    question is about (`kinds`).
+    """
+
+    waveform: np.ndarray
+    caption: str
+    qa: tuple[QA, ...]
+    labels: tuple[str, ...]
+    kinds: tuple[str, ...] = ()
+    events: tuple[soundscapes.Event, ...] = ()
+    noise: str | None = None
+
+
+class SoundSource(Protocol):
+    @property
+    def labels(self) -> Sequence[str]:
+        """The classes that `Sound.labels` takes."""
+
+    def texts(self) -> list[str]:
+        """Texts that between them use every word the source can say."""
+
+    def train(self, rng: random.Random) -> Sound: ...
+
+    def held_out(self, limit: int) -> list[Sound]:
+        """Up to `limit` sounds that `train` never gives."""
+
+
+class Soundscapes:
+    """Generated soundscapes: even seeds to train on, odd seeds kept out. Labelled by the kinds of their events and by
+    the noise."""
+
+    SECONDS = 5.0
+    labels: Sequence[str] = (*soundscapes.KINDS, "beep", "note", *(f"{colour} noise" for colour in soundscapes.NOISES))
+
+    def __init__(self, folder: Path) -> None:
+        pass
+
+    def texts(self) -> list[str]:
+        return [*(text for seed in range(0, 6000, 2) for text in self._words(seed)), *self.labels]
+
+    def _words(self, seed: int) -> list[str]:
+        """What `soundscapes.sample` says of a seed, without the sound."""
+        dice = Dice(seed)
+        scape = events.lay_out(dice, self.SECONDS)
+        return [hearing.caption(scape), *(text for asked in hearing.ask(scape, dice) for text in asked[:2])]
+
+    def train(self, rng: random.Random) -> Sound:
+        return self._sound(2 * rng.getrandbits(30))
+
+    def held_out(self, limit: int) -> list[Sound]:
+        return [self._sound(2 * i + 1) for i in range(limit)]
+
+    def _sound(self, seed: int) -> Sound:
+        scape = soundscapes.sample(seed, self.SECONDS)
+        noise = [] if scape.noise is None else [f"{scape.noise} noise"]
+        return Sound(
+            waveform=(scape.waveform / 32768).astype(np.float32),
+            caption=scape.caption,
+            qa=tuple((question, answer) for question, answer, _ in scape.qa),
+            labels=tuple(dict.fromkeys([*(event.kind for event in scape.events), *noise])),
+            kinds=tuple(kind for _, _, kind in scape.qa),
+            events=scape.events,
+            noise=scape.noise,
+        )
+
+
+class Recordings:
+    """Real sounds of a parquet table, each of one class, asked one question."""
+
+    question: str
+    labels: Sequence[str]
+
+    def __init__(self, path: Path, label: Callable[[dict[str, Any]], str], keeps_out: Callable[[Any], bool]) -> None:
+        self.training: list[Sound] = []
+        self.kept: list[Sound] = []
+        for number, row in enumerate(read_rows(path)):
+            try:
+                waveform = load_sound(row["audio"]["bytes"], RATE).numpy()
+                sound = self._sound(waveform, label(row))
+                (self.kept if keeps_out(row) else self.training).append(sound)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, row {number}: no labelled sound in column audio: {error!r}") from error
+
+    def caption(self, label: str) -> str:
+        raise NotImplementedError
+
+    def texts(self) -> list[str]:
+        return [self.question, *self.labels, *map(self.caption, self.labels)]
+
+    def train(self, rng: random.Random) -> Sound:
+        return rng.choice(self.training)
+
+    def held_out(self, limit: int) -> list[Sound]:
+        return self.kept[:limit]
+
+    def _sound(self, waveform: np.ndarray, label: str) -> Sound:
+        return Sound(waveform, self.caption(label), ((self.question, label),), (label,))
+
+
+class ESC10(Recordings):
+    """Ten kinds of sounds around us, 5 s each; fold 4 is kept out."""
+
+    question = "What do you hear?"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "esc10/folds1-4.parquet", lambda row: row["label"], lambda row: row["fold"] == 4)
+        self.labels = sorted({label for sound in (*self.training, *self.kept) for label in sound.labels})
+
+    def caption(self, label: str) -> str:
+        return f"the sound of {label}"
+
+
+class SpokenDigits(Recordings):
+    """Spoken digits. Of every speaker and digit the recordings numbered below 10 are kept out: 0 to 4 are the data's
+    own test set, which the table does not hold, and 5 to 9 stand in for it."""
+
+    question = "Which digit is spoken?"
+    labels = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+    def __init__(self, folder: Path) -> None:
+        def keeps_out(row: dict[str, Any]) -> bool:
+            return int(Path(row["audio"]["path"]).stem.split("_")[-1]) < 10  # <digit>_<speaker>_<number>.wav
+
+        super().__init__(folder / "spoken_digits/train.parquet", lambda row: self.labels[row["digit"]], keeps_out)
+
+    def caption(self, label: str) -> str:
+        return f"a voice says {label}"
+
+
+SOUND_SOURCES: dict[str, Callable[[Path], SoundSource]] = {
+    "soundscapes": Soundscapes,
+    "esc10": ESC10,
+    "spoken_digits": SpokenDigits,
+}
