@@ -9,10 +9,10 @@ Letters: W windows, F samples in a window, T tokens, D width.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from encoders.published import fetch
 from encoders.sound import Count, SoundEncoder
@@ -39,7 +39,7 @@ class WavLMConfig:
     normalise: bool = True
     frontend: Waveform = field(default_factory=Waveform)
     name: str = ""
-    kind: Literal["wavlm"] = "wavlm"
+    kind: str = "wavlm"
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width % MOST_POSITIONS:
@@ -52,8 +52,7 @@ class WavLM(SoundEncoder):
     """windows (W, F), frames (W,) that are samples of sound -> features (W, T, D), a token every 20 ms, zero where
     there is no sound.
 
-    No window sees the silence after its sound: all of the same length are read together. Weights are named `body.` and
-    then as transformers names them.
+    No window sees the silence after its sound. Weights are named `body.` and then as transformers names them.
     """
 
     def __init__(self, config: WavLMConfig, pretrained: bool = False) -> None:
@@ -92,21 +91,20 @@ class WavLM(SoundEncoder):
 
     def forward(self, windows: Tensor, frames: Tensor) -> Tensor:
         weights = next(self.body.parameters())
-        features = torch.zeros(len(windows), *self.grid[:1], self.width, dtype=weights.dtype, device=windows.device)
-        for length in frames.unique().tolist():
-            rows = frames == length
-            samples = self._seen(windows[rows].float(), length)
-            found = self.body(samples.to(weights.dtype)).last_hidden_state
-            features[rows, : found.shape[1]] = found
+        features = torch.zeros(len(windows), self.tokens, self.width, dtype=weights.dtype, device=windows.device)
+        for row, length in enumerate(frames.tolist()):  # attention over one window takes a quarter of a gigabyte
+            found = self.body(self._seen(windows[row : row + 1], length).to(weights.dtype)).last_hidden_state[0]
+            features[row, : len(found)] = found
         return features
 
-    def _seen(self, windows: Tensor, length: int) -> Tensor:
-        """The samples of sound, of which there must be some, with mean 0 and variance 1 where it was trained so."""
-        samples = windows[:, :length]
+    def _seen(self, window: Tensor, length: int) -> Tensor:
+        """The samples of sound in a window (1, F), with mean 0 and variance 1 where it was trained so; there must be
+        some."""
+        samples = window[:, :length].float()
         if self.normalise:
-            variance, mean = torch.var_mean(samples, dim=1, correction=0, keepdim=True)
+            variance, mean = torch.var_mean(samples, correction=0)
             samples = (samples - mean) / (variance + 1e-7).sqrt()
-        return torch.nn.functional.pad(samples, (0, max(0, SHORTEST - length)))
+        return F.pad(samples, (0, max(0, SHORTEST - length)))
 
 
 # How torch.save named the two parts of a weight that is a direction and a length, before torch 2.

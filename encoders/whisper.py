@@ -5,7 +5,6 @@ Letters: W windows, F frames, M mel bins, T tokens, D width.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 
@@ -24,7 +23,7 @@ class WhisperConfig:
     hidden: int = 3072
     frontend: LogMel = field(default_factory=LogMel)
     name: str = ""
-    kind: Literal["whisper"] = "whisper"
+    kind: str = "whisper"
 
     def __post_init__(self) -> None:
         if self.frontend.frames % 2:

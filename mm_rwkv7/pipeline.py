@@ -272,7 +272,7 @@ class Pipeline:
     def _windows(self, hearing: Hearing, sound: Sound) -> Iterator[tuple[Tensor, Tensor]]:
         """(W, F, M) and how many frames of each are sound (W,), a few at a time: memory does not grow with the
         length."""
-        windows = hearing.tokens.spectrogram.windows(sound.blocks())
+        windows = hearing.tokens.frontend.windows(sound.blocks())
         while several := list(islice(windows, WINDOWS)):
             pictures, frames = zip(*several, strict=True)
             yield torch.stack(pictures).to(self.device), torch.tensor(frames, device=self.device)

@@ -63,7 +63,7 @@ def listener(tiny_model: MMRWKV7) -> Pipeline:
 
 
 def windows(hearing: Hearing, waveform: Tensor) -> tuple[Tensor, Tensor]:
-    pictures, frames = zip(*hearing.tokens.spectrogram.windows(iter([waveform])), strict=True)
+    pictures, frames = zip(*hearing.tokens.frontend.windows(iter([waveform])), strict=True)
     return torch.stack(pictures), torch.tensor(frames)
 
 

@@ -267,3 +267,28 @@ def world_3(D: int = 128, layers: int = 2, width: int = 128, depth: int = 3) -> 
         | under("model.llm.", fla(D, layers))
         | {"lm_head.weight": (VOCABULARY, D)}
     )
+
+
+def sound(samples: int = 52_345) -> np.ndarray:
+    """A chirp that fades, over noise that grows, at 16 kHz."""
+    t = np.arange(samples, dtype=np.float64) / 16_000
+    chirp = np.sin(2 * np.pi * (200 + 900 * t) * t) * np.exp(-t)
+    return (0.4 * chirp + 0.02 * t * noise("sound", (samples,)) + 0.01).astype(np.float32)
+
+
+def speech_adapter(width: int, D: int) -> Shapes:
+    """WorldRWKV's projector of sounds."""
+    hidden = 2 * D
+    convolution: Shapes = {"conv.weight": (hidden, width, 3), "conv.bias": (hidden,)}
+    return convolution | linear("proj.0", hidden, hidden) | linear("proj.2", hidden, D)
+
+
+def world_1_hearing(encoder: Mapping[str, tuple[int, ...]], width: int, D: int = 128, layers: int = 1) -> Shapes:
+    """WorldRWKV's first generation with ears, its encoder trained too where shapes of one are given."""
+    behind = "modality.world_encoder."
+    return blinkdl(D, layers) | under(f"{behind}adapter.", speech_adapter(width, D)) | under(f"{behind}model.", encoder)
+
+
+def parameters(model: torch.nn.Module) -> Shapes:
+    """What a library's model is saved as."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
