@@ -175,17 +175,17 @@ class BiRWKV7(SoundEncoder):
 
     def __init__(self, config: BiRWKV7Config, scan: Scan) -> None:
         super().__init__()
-        self.width, self.grid, self.frontend = config.width, config.grid, config.spectrogram
-        self.normalise = config.spectrogram.normalise
+        self.width, self.grid, self.spectrogram = config.width, config.grid, config.spectrogram
         self.patches = nn.Conv2d(1, config.width, PATCH, stride=PATCH)
         self.positions = nn.Parameter(torch.empty(self.tokens, config.width))
         self.blocks = nn.ModuleList(Block(config, layer, scan) for layer in range(config.layers))
         self.ln_out = nn.LayerNorm(config.width)
+        self.frontend = config.spectrogram
         initialise(self)
 
     def forward(self, windows: Tensor, frames: Tensor) -> Tensor:
         heard = self.heard(frames)[..., None]
-        picture = self.normalise(windows).to(self.positions.dtype)
+        picture = self.spectrogram.normalise(windows).to(self.positions.dtype)
         x = self.patches(picture[:, None]).flatten(2).mT + self.positions
         v_first = None
         for block in self.blocks:

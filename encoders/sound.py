@@ -60,3 +60,9 @@ class SoundEncoder(nn.Module):
         """frames (W,) -> (W, tokens) bool, False where there is no sound."""
         moments = torch.arange(self.grid[0], device=frames.device) < self.moments(frames)[:, None]
         return moments.repeat_interleave(self.grid[1], dim=1)
+
+    def summary(self, windows: Tensor, frames: Tensor) -> Tensor:
+        """-> one vector for each window (W, width), which a classifier reads: the mean of what is heard."""
+        features: Tensor = self(windows, frames)
+        heard = self.heard(frames)[:, : features.shape[1], None]
+        return ((features * heard).sum(1) / heard.sum(1).clamp(min=1)).to(features.dtype)

@@ -14,6 +14,7 @@ from encoders.pooling import pool_grid
 from encoders.sound import Frontend
 from mm_rwkv7.ops import wkv7
 from mm_rwkv7.projector import AnyProjectorConfig, ProjectorConfig, build_projector
+from mm_rwkv7.tagger import build_head
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Hearing(nn.Module):
             moments, pitches = self.projector.tokens(cells), 1
         self.tokens = SoundTokens(self.encoder.frontend, moments, pitches, self._heard)
         classes = len(config.labels)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes)) if classes else None
+        self.head = build_head(width, classes) if classes else None
 
     def _heard(self, frames: int) -> int:
         """How many of the tokens' moments have sound under them in a window with so many frames of it."""
@@ -108,11 +109,8 @@ class Hearing(nn.Module):
         return torch.cat([row[:count] for row, count in zip(tokens, counts, strict=True)])
 
     def tag(self, windows: Tensor, frames: Tensor) -> Tensor:
-        """-> logits (W, C) of the classes, from the mean of the encoder's features under sound."""
+        """-> logits (W, C) of the classes, from what the encoder says of each window as a whole."""
         if self.head is None:
             raise ValueError("this model has no tagging head")
-        features = self.encoder(windows, frames)
-        heard = self.encoder.heard(frames)[..., None]
-        pooled = (features * heard).sum(1) / heard.sum(1).clamp(min=1)
-        logits: Tensor = self.head(pooled.to(features.dtype))
+        logits: Tensor = self.head(self.encoder.summary(windows, frames))
         return logits.float()

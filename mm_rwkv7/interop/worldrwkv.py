@@ -1,4 +1,4 @@
-"""WorldRWKV (ModRWKV) with a SigLIP2 tower, in its three generations, or with ears (`worldrwkv_sound`), in its first.
+"""WorldRWKV (ModRWKV) with a SigLIP2 tower, in its three generations, or one that hears (`worldrwkv_sound`).
 
 1. March to July 2025: flat BlinkDL names and `modality.world_encoder.`; a picture's features stand before the text.
 2. From August 2025: `llm.`, `proj.`, `encoder.`; the features replace placeholders between two marks.

@@ -57,7 +57,7 @@ def by_hand(encoder: BiRWKV7, window: Tensor, moments: int) -> Tensor:
     """One window (F, M), of which `moments` rows of the grid are sound -> (moments * columns, D)."""
     config_grid = (moments, encoder.grid[1])
     T = moments * encoder.grid[1]
-    picture = encoder.normalise(window)[: moments * 16]
+    picture = encoder.spectrogram.normalise(window)[: moments * 16]
     x = F.conv2d(picture[None, None], encoder.patches.weight, encoder.patches.bias, stride=16)[0].flatten(1).T
     x = x + encoder.positions[:T]
     v_first = None

@@ -19,10 +19,11 @@ from mm_rwkv7.config import MMConfig, PromptTemplate
 from mm_rwkv7.generate import prefill
 from mm_rwkv7.hearing import Hearing, SoundConfig
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.pipeline import WINDOWS, Pipeline, question_about
+from mm_rwkv7.pipeline import Pipeline, question_about
 from mm_rwkv7.projector import AdapterProjectorConfig, ProjectorConfig
 from mm_rwkv7.sounds import KEPT_SECONDS, Sound
 from mm_rwkv7.synthetic import soundscapes
+from mm_rwkv7.tagger import WINDOWS
 
 RATE = 16_000
 LABELS = ("bark", "bell", "rain")

@@ -284,7 +284,7 @@ def speech_adapter(width: int, D: int) -> Shapes:
 
 
 def world_1_hearing(encoder: Mapping[str, tuple[int, ...]], width: int, D: int = 128, layers: int = 1) -> Shapes:
-    """WorldRWKV's first generation with ears, its encoder trained too where shapes of one are given."""
+    """WorldRWKV's first generation that hears, its encoder trained too where shapes of one are given."""
     behind = "modality.world_encoder."
     return blinkdl(D, layers) | under(f"{behind}adapter.", speech_adapter(width, D)) | under(f"{behind}model.", encoder)
 

@@ -18,7 +18,7 @@ from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.ops import wkv7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
-from tests.mm_rwkv7.interop import ears, seeded
+from tests.mm_rwkv7.interop import seeded, speech_models
 from tests.mm_rwkv7.interop.peers import distance, golden, opened, saved
 
 ADAPTER, ENCODER = "modality.world_encoder.adapter.", "modality.world_encoder.model."
@@ -26,7 +26,7 @@ CLIP = (seeded.sound(), 16_000)
 
 
 def body(kind: str) -> Any:
-    return ears.whisper() if kind == "whisper" else ears.wavlm(kind == "large")
+    return speech_models.whisper() if kind == "whisper" else speech_models.wavlm(kind == "large")
 
 
 def shapes(kind: str) -> seeded.Shapes:
