@@ -36,6 +36,8 @@ class BiRWKV7Config:
     value_rank: int = 32
     gate_rank: int = 32
     spectrogram: Spectrogram = field(default_factory=Spectrogram)
+    norm: bool = True  # after the last block
+    hears_padding: bool = False  # the zeros that follow the sound are heard too, as A-RWKV hears them
     kind: str = "birwkv7"
 
     def __post_init__(self) -> None:
@@ -53,6 +55,8 @@ class BiRWKV7Config:
 TINY = BiRWKV7Config()
 SMALL = BiRWKV7Config(width=384, gate_rank=64)
 BASE = BiRWKV7Config(width=768, decay_rank=64, iclr_rank=64, gate_rank=128)
+# What the published weights hear (github.com/Jiayu-Xiong/AudioRWKV at 0341467, dataloader.py and run.py).
+PUBLISHED_SPECTROGRAM = Spectrogram(32_000, 128, 992, mean=-4.421761, scale=4.32408, lowest=50.0, highest=14_000.0)
 
 
 class ConvShift(nn.Module):
@@ -179,8 +183,8 @@ class BiRWKV7(SoundEncoder):
         self.patches = nn.Conv2d(1, config.width, PATCH, stride=PATCH)
         self.positions = nn.Parameter(torch.empty(self.tokens, config.width))
         self.blocks = nn.ModuleList(Block(config, layer, scan) for layer in range(config.layers))
-        self.ln_out = nn.LayerNorm(config.width)
-        self.frontend = config.spectrogram
+        self.ln_out = nn.LayerNorm(config.width) if config.norm else nn.Identity()
+        self.frontend, self.hears_padding = config.spectrogram, config.hears_padding
         initialise(self)
 
     def forward(self, windows: Tensor, frames: Tensor) -> Tensor:
@@ -191,6 +195,9 @@ class BiRWKV7(SoundEncoder):
         for block in self.blocks:
             x, v_first = block(x, v_first, heard)
         return self.ln_out(x) * heard
+
+    def heard(self, frames: Tensor) -> Tensor:
+        return super().heard(torch.full_like(frames, self.frontend.frames) if self.hears_padding else frames)
 
 
 def initialise(encoder: BiRWKV7) -> None:

@@ -6,31 +6,31 @@ and cut off there. Its classifier reads the norm of the mean, and adds nothing t
 """
 
 import re
-from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from encoders.birwkv7 import PUBLISHED_SPECTROGRAM as SPECTROGRAM
 from encoders.birwkv7 import BiRWKV7Config
-from encoders.spectrogram import Spectrogram
 from mm_rwkv7.interop.files import Stored
 from mm_rwkv7.interop.parts import Shapes
 from mm_rwkv7.tagger import TaggerConfig
 
 FORMAT = "A-RWKV"
 PATCH = 16
-BINS = 128
 MIXED = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")  # the rows of our `mix`
 WRAPPER = "module."  # of torch's DataParallel, in which it is trained
 
-# Of a name in the encoder: theirs, ours.
-_RENAMED = (
-    (r"^emb\.", "patches."),
-    (r"^pos_embed$", "positions"),
-    (r"\.att\.gate\.weight$", ".time_mix.direction"),
-    (r"\.time_shift\.", ".shift.conv."),
-    (r"\.att\.", ".time_mix."),
-    (r"\.ffn\.", ".channel_mix."),
+# Theirs and ours in the names of the encoder's parameters; none of ours is in a name of theirs.
+RENAMED = (
+    ("emb.", "patches."),
+    ("pos_embed", "positions"),
+    (".att.gate.weight", ".time_mix.direction"),
+    (".att.x_*", ".time_mix.mix"),
+    (".time_shift.", ".shift.conv."),
+    (".att.", ".time_mix."),
+    (".ffn.", ".channel_mix."),
 )
 _UNUSED = re.compile(r"^blocks\.0\.att\.v[012]$")  # the first layer has no values to mix in, yet parameters to do it
 
@@ -43,26 +43,18 @@ def config(stored: Stored, labels: tuple[str, ...]) -> TaggerConfig:
     shapes = Shapes(_unwrapped(stored))
     width, *_ = shapes.of("emb.weight", 4)
     _, tokens, _ = shapes.of("pos_embed", 3)
-    ranks = [shapes.of(f"blocks.{min(1, i)}.att.{letter}1", 2)[1] for i, letter in enumerate("vwag")]
+    ranks = {letter: shapes.of(f"blocks.0.att.{letter}1", 2)[1] for letter in "wavg"}
     encoder = BiRWKV7Config(
         width=width,
         layers=shapes.depth("blocks."),
         head_size=shapes.of("blocks.0.att.r_k", 2)[1],
-        value_rank=ranks[0],
-        decay_rank=ranks[1],
-        iclr_rank=ranks[2],
-        gate_rank=ranks[3],
+        decay_rank=ranks["w"],
+        iclr_rank=ranks["a"],
+        value_rank=ranks["v"],
+        gate_rank=ranks["g"],
         norm=False,
         hears_padding=True,
-        spectrogram=Spectrogram(
-            rate=32_000,
-            bins=BINS,
-            frames=tokens * PATCH * PATCH // BINS,
-            mean=-4.421761,
-            scale=4.32408,
-            lowest=50.0,
-            highest=14_000.0,
-        ),
+        spectrogram=replace(SPECTROGRAM, frames=tokens * PATCH * PATCH // SPECTROGRAM.bins),
     )
     return TaggerConfig(encoder, labels)
 
@@ -77,7 +69,7 @@ def tensors(stored: Stored) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in [name for name in theirs if name.endswith(".att.x_r")]:
         rows = [name.removesuffix(MIXED[0]) + letter for letter in MIXED]
-        if all(row in theirs for row in rows):
+        if len({theirs[row].shape if row in theirs else None for row in rows}) == 1:
             mix = torch.stack([theirs.pop(row).flatten() for row in rows])
             found[f"encoder.{_own_name(name).removesuffix(MIXED[0])}mix"] = mix
     if (weight := theirs.pop("head.weight", None)) is not None:
@@ -93,22 +85,14 @@ def tensors(stored: Stored) -> dict[str, Tensor]:
 def spell(name: str) -> str:
     """The file's name for one of `Tagger`'s parameters."""
     name = name.removeprefix("encoder.").replace("head.0", "ln_out").replace("head.1", "head")
-    for theirs, ours in (
-        ("emb.", "patches."),
-        ("pos_embed", "positions"),
-        (".att.gate.weight", ".time_mix.direction"),
-        (".att.x_*", ".time_mix.mix"),
-        (".time_shift.", ".shift.conv."),
-        (".att.", ".time_mix."),
-        (".ffn.", ".channel_mix."),
-    ):
+    for theirs, ours in RENAMED:
         name = name.replace(ours, theirs)
     return name
 
 
 def _own_name(name: str) -> str:
-    for pattern, replacement in _RENAMED:
-        name = re.sub(pattern, replacement, name)
+    for theirs, ours in RENAMED:
+        name = name.replace(theirs, ours)
     return name
 
 
@@ -120,5 +104,4 @@ def _own_shape(name: str, tensor: Tensor) -> Tensor:
 
 
 def _unwrapped(stored: Stored) -> Stored:
-    found: Mapping[str, Tensor] = {name.removeprefix(WRAPPER): tensor for name, tensor in stored.tensors.items()}
-    return Stored(stored.path, found, stored.container, stored.config)
+    return replace(stored, tensors={name.removeprefix(WRAPPER): tensor for name, tensor in stored.tensors.items()})

@@ -11,6 +11,7 @@ which the project has results but no model.
 from dataclasses import replace
 
 from encoders import wavlm, whisper
+from encoders.catalogue import WAVLM_BASE, WAVLM_LARGE
 from encoders.logmel import LogMel
 from encoders.wavlm import WavLMConfig
 from encoders.whisper import WhisperConfig
@@ -19,10 +20,7 @@ from mm_rwkv7.hearing import SoundConfig
 from mm_rwkv7.interop.parts import Part, Shapes, renamed_part
 from mm_rwkv7.projector import SpeechProjectorConfig
 
-PUBLISHED = {
-    1024: WavLMConfig(name="microsoft/wavlm-large"),
-    768: WavLMConfig(768, 12, 12, 3072, norm_first=False, name="microsoft/wavlm-base-plus"),
-}
+PUBLISHED = {config.width: config for config in (WAVLM_BASE, WAVLM_LARGE)}
 WHISPER_HEAD = 64  # of all sizes
 
 
