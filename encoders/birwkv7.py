@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from encoders.sound import SoundEncoder
 from encoders.spectrogram import Spectrogram
 
-PATCH = 16
 DECAY_FLOOR = -math.exp(-0.5)
 
 # r, log_w, k, v, a, b (W, T, H, N) -> y (W, T, H, N) and the last state: `mm_rwkv7.ops.wkv7`
@@ -26,7 +25,14 @@ Scan = Callable[..., tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class BiRWKV7Config:
-    """Sizes; the defaults are those of A-RWKV's tiny model. Published are `TINY`, `SMALL` and `BASE`."""
+    """Sizes; the defaults are those of A-RWKV's tiny model. Published are `TINY`, `SMALL` and `BASE`.
+
+    patch: the frames and the bins under one token.
+    stem: widths of convolutions before the patches, each of which halves the picture; with few sounds to learn from
+        they learn faster than patches of the bare spectrogram (arXiv 2106.14881).
+    norm: whether one follows the last block; A-RWKV's is in its classifier, after the mean.
+    hears_padding: whether the zeros that follow a sound are heard as well, as A-RWKV hears them.
+    """
 
     width: int = 192
     layers: int = 12
@@ -35,21 +41,27 @@ class BiRWKV7Config:
     iclr_rank: int = 32
     value_rank: int = 32
     gate_rank: int = 32
+    patch: tuple[int, int] = (16, 16)
+    stem: tuple[int, ...] = ()
     spectrogram: Spectrogram = field(default_factory=Spectrogram)
-    norm: bool = True  # after the last block
-    hears_padding: bool = False  # the zeros that follow the sound are heard too, as A-RWKV hears them
+    norm: bool = True
+    hears_padding: bool = False
     kind: str = "birwkv7"
 
     def __post_init__(self) -> None:
         if self.width % self.head_size:
             raise ValueError(f"width {self.width} is not a multiple of head_size {self.head_size}")
-        for name, size in (("frames", self.spectrogram.frames), ("bins", self.spectrogram.bins)):
-            if size % PATCH:
-                raise ValueError(f"the spectrogram's {name} are {size}, expected a multiple of the patch, {PATCH}")
+        shrinking = 2 ** len(self.stem)
+        sizes = ("frames", self.spectrogram.frames), ("bins", self.spectrogram.bins)
+        for (name, size), patch in zip(sizes, self.patch, strict=True):
+            if patch < 1 or patch % shrinking:
+                raise ValueError(f"a patch has {patch} {name}, expected a multiple of the stem's {shrinking}")
+            if size % patch:
+                raise ValueError(f"the spectrogram's {name} are {size}, expected a multiple of the patch, {patch}")
 
     @property
     def grid(self) -> tuple[int, int]:
-        return self.spectrogram.frames // PATCH, self.spectrogram.bins // PATCH
+        return self.spectrogram.frames // self.patch[0], self.spectrogram.bins // self.patch[1]
 
 
 TINY = BiRWKV7Config()
@@ -64,12 +76,12 @@ class ConvShift(nn.Module):
 
     def __init__(self, config: BiRWKV7Config) -> None:
         super().__init__()
-        self.grid = config.grid
+        self.bins = config.grid[1]
         self.conv = nn.Conv2d(config.width, config.width, 3, padding=1, groups=config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (W, T, D), zero where there is no sound -> (W, T, D)."""
-        picture = x.mT.unflatten(2, self.grid)
+        picture = x.mT.unflatten(2, (-1, self.bins))
         return self.conv(picture).flatten(2).mT - x
 
 
@@ -122,7 +134,7 @@ class BiTimeMix(nn.Module):
         if v_first is None:
             v_first = v
         else:
-            v = torch.lerp(v, v_first, torch.sigmoid(self.v0 + (xv @ self.v1) @ self.v2))
+            v = torch.lerp(v, v_first, torch.sigmoid(self.v0 + (xv @ self.v1) @ self.v2).to(v.dtype))
         kappa = F.normalize((k * self.k_k).unflatten(2, self.heads).float(), dim=-1, eps=1e-12).flatten(2).to(r.dtype)
         k = k * torch.addcmul(1 - self.k_a, iclr, self.k_a)
         silent = ~heard
@@ -171,30 +183,56 @@ class Block(nn.Module):
         return x + self.channel_mix(self.ln2(x) * heard), v_first
 
 
+class Convolution(nn.Module):
+    """One layer of the stem: half the size, normalised over the channels so that no place knows of another's."""
+
+    def __init__(self, given: int, made: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(given, made, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.LayerNorm(made)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """(W, channels, F, M), channels last in memory -> (W, channels, F / 2, M / 2)."""
+        return torch.relu(self.norm(self.conv(picture).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
 class BiRWKV7(SoundEncoder):
     """windows (W, F, M), frames (W,) -> features (W, T, D), zero where there is no sound.
 
-    `scan` is the recurrence, `mm_rwkv7.ops.wkv7`.
+    Windows may be shorter than the spectrogram's, a multiple of the patch. What follows the longest sound costs
+    nothing. `scan` is the recurrence, `mm_rwkv7.ops.wkv7`.
     """
 
     def __init__(self, config: BiRWKV7Config, scan: Scan) -> None:
         super().__init__()
-        self.width, self.grid, self.spectrogram = config.width, config.grid, config.spectrogram
-        self.patches = nn.Conv2d(1, config.width, PATCH, stride=PATCH)
+        self.width, self.grid, self.frontend = config.width, config.grid, config.spectrogram
+        self.spectrogram, self.hears_padding = config.spectrogram, config.hears_padding
+        self.patch = config.patch[0]
+        widths = (1, *config.stem)
+        self.stem = nn.Sequential(*map(Convolution, widths[:-1], widths[1:]))
+        time, pitch = (size >> len(config.stem) for size in config.patch)
+        self.patches = nn.Conv2d(widths[-1], config.width, (time, pitch), stride=(time, pitch))
         self.positions = nn.Parameter(torch.empty(self.tokens, config.width))
         self.blocks = nn.ModuleList(Block(config, layer, scan) for layer in range(config.layers))
         self.ln_out = nn.LayerNorm(config.width) if config.norm else nn.Identity()
-        self.frontend, self.hears_padding = config.spectrogram, config.hears_padding
         initialise(self)
 
     def forward(self, windows: Tensor, frames: Tensor) -> Tensor:
-        heard = self.heard(frames)[..., None]
-        picture = self.spectrogram.normalise(windows).to(self.positions.dtype)
-        x = self.patches(picture[:, None]).flatten(2).mT + self.positions
+        tokens = windows.shape[1] // self.patch * self.grid[1]
+        if self.hears_padding:
+            frames = torch.full_like(frames, windows.shape[1])
+        windows = windows[:, : -(-int(frames.max()) // self.patch) * self.patch]
+        picture = self.spectrogram.normalise(windows).to(self.positions.dtype)[:, None]
+        if len(self.stem):  # its convolutions reach beyond the end of the sound
+            there = torch.arange(windows.shape[1], device=frames.device) < frames[:, None]
+            picture = (picture * there[:, None, :, None]).contiguous(memory_format=torch.channels_last)
+        x = self.patches(self.stem(picture)).flatten(2).mT
+        x = x + self.positions[: x.shape[1]]
+        heard = self.heard(frames)[:, : x.shape[1], None]
         v_first = None
         for block in self.blocks:
             x, v_first = block(x, v_first, heard)
-        return self.ln_out(x) * heard
+        return F.pad(self.ln_out(x) * heard, (0, 0, 0, tokens - x.shape[1]))
 
     def heard(self, frames: Tensor) -> Tensor:
         return super().heard(torch.full_like(frames, self.frontend.frames) if self.hears_padding else frames)
@@ -209,6 +247,9 @@ def initialise(encoder: BiRWKV7) -> None:
     with torch.no_grad():
         nn.init.trunc_normal_(encoder.positions, std=0.02)
         nn.init.trunc_normal_(encoder.patches.weight, std=0.02)
+        for convolution in encoder.stem:
+            assert isinstance(convolution, Convolution)
+            nn.init.kaiming_normal_(convolution.conv.weight, nonlinearity="relu")
         for layer, block in enumerate(encoder.blocks):
             assert isinstance(block, Block)
             _initialise_time_mix(block.time_mix, channel, line, layer, layers)

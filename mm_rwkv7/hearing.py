@@ -52,7 +52,11 @@ class SoundTokens:
 
     def count(self, samples: int) -> int:
         """Tokens of a sound of so many samples."""
-        whole, rest = divmod(self.frontend.count(samples), self.frontend.frames)
+        return self.of_frames(self.frontend.count(samples))
+
+    def of_frames(self, frames: int) -> int:
+        """Tokens of a sound of so many frames, in one window after another."""
+        whole, rest = divmod(frames, self.frontend.frames)
         return whole * self.of_window(self.frontend.frames) + (self.of_window(rest) if rest else 0)
 
 

@@ -74,6 +74,13 @@ class MMRWKV7(nn.Module):
         compressed = [self.compressor(picture.flatten(0, 1)[None], len(picture)) for picture in pictures]
         return torch.cat(compressed, dim=1)[0]
 
+    def hear(self, windows: Tensor, frames: Tensor) -> Tensor:
+        """Windows of sounds as the sound encoder reads them, and how many frames of each are sound -> features in the
+        embedding space (..., D), in order."""
+        if self.sound is None:
+            raise ValueError("this model has no sound encoder, it cannot hear")
+        return self.sound.read(windows, frames)
+
     def embed(self, ids: Tensor, features: Tensor | None = None, sounds: Tensor | None = None) -> Tensor:
         """ids (B, T), features (..., D) of all pictures and of all `sounds` in reading order -> (B, T, D).
 
@@ -101,12 +108,15 @@ class MMRWKV7(nn.Module):
         *,
         pixels: Pixels | None = None,
         tiles: Sequence[int] = (),
+        windows: Tensor | None = None,
+        frames: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """ids (B, T), pixels of I pictures or tiles, mask (B, T) False where padded -> (logits (B, T, V) fp32,
-        state)."""
+        """ids (B, T), pixels of I pictures or tiles, windows of sounds and how many frames of each are sound (see
+        `Hearing`), mask (B, T) False where padded -> (logits (B, T, V) fp32, state)."""
         features = None if pixels is None else self.encode(pixels, tiles)
-        return self.lm(x=self.embed(ids, features), state=state, mask=mask)
+        sounds = None if windows is None or frames is None else self.hear(windows, frames)
+        return self.lm(x=self.embed(ids, features, sounds), state=state, mask=mask)
 
 
 def _check_pool(tower: Encoder, pool: tuple[int, int]) -> None:

@@ -16,7 +16,6 @@ from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.decode import Stepper, stepper
 from mm_rwkv7.generate import Decoder, prefill
-from mm_rwkv7.hearing import Hearing
 from mm_rwkv7.int8 import quantise
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
@@ -215,7 +214,7 @@ class Pipeline:
             raise ValueError(f"model {self.name!r} has no sound encoder, it cannot hear")
         if hearing.head is None:
             raise ValueError(f"model {self.name!r} has no tagging head, it can be asked about a sound")
-        windows = self._windows(hearing, self.processor.sound(audio))
+        windows = self._windows(self.processor.sound(audio))
         scored = ((hearing.tag(pictures, frames), frames) for pictures, frames in windows)
         return likeliest(scored, self.model.config.sound.labels, top)
 
@@ -258,12 +257,12 @@ class Pipeline:
     def _hear(self, batch: Batch) -> Iterator[Tensor]:
         """The tokens (..., D) of the batch's sounds, some windows at a time."""
         for sound in batch.sounds:
-            assert self.model.sound is not None
-            for windows, frames in self._windows(self.model.sound, sound):
-                yield self.model.sound.read(windows, frames)
+            for windows, frames in self._windows(sound):
+                yield self.model.hear(windows, frames)
 
-    def _windows(self, hearing: Hearing, sound: Sound) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(hearing.tokens.frontend, sound, self.device)
+    def _windows(self, sound: Sound) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self.processor.sound_tokens is not None
+        return batches(self.processor.sound_tokens.frontend, sound, self.device)
 
     def _write(
         self,

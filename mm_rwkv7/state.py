@@ -5,7 +5,7 @@ Letters: B batch, H heads, N head size, D width.
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +56,15 @@ class State:
     def repeat(self, times: int) -> "State":
         """Fork every row: row i becomes rows i * times ... i * times + times - 1."""
         return self.map(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+    @classmethod
+    def cat(cls, states: "Sequence[State]") -> "State":
+        """The rows of several states of one model, one after another."""
+        layers = (
+            LayerState(*map(torch.cat, zip(*layer, strict=True)))
+            for layer in zip(*(s.layers for s in states), strict=True)
+        )
+        return replace(states[0], layers=tuple(layers), tokens_seen=max(state.tokens_seen for state in states))
 
     def rows(self, index: Tensor) -> "State":
         """The rows (B',) of `index`, in that order."""

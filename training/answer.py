@@ -1,6 +1,6 @@
-"""Stages 1 and 2: read a picture once, then answer each of its questions from a fork of the state.
+"""Stages 1 and 2: read a picture or a sound once, then answer each of its questions from a fork of the state.
 
-The loss lies on the answers alone. Letters: P pictures, Q questions of all pictures, T time.
+The loss lies on the answers alone. Letters: P pictures, S sounds, Q questions of them all, T time, W windows of sounds.
 """
 
 import random
@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.processor import Message, Processor
 from mm_rwkv7.state import State
+from training.augment import AUGMENTATIONS, Augmentation, changed, masked
+from training.data import AnySample
+from training.hearing import DESCRIBE, Features, Sound
 from training.loop import Stage
 from training.sources import Sample
 
@@ -36,26 +40,56 @@ class AnswerStage(Stage):
         self.prefix = processor.tokenizer.encode(before)
         if not blind:
             self.prefix += processor.placeholders()
+        tokens, template = processor.sound_tokens, processor.template
+        self.features = None if tokens is None else Features(tokens.frontend)
+        self.sound_prefix = processor.tokenizer.encode(template.user + template.audio.partition("{audio}")[0])
 
-    def collate(self, drawn: Sequence[tuple[str, Sample]], rng: random.Random) -> dict[str, Any]:
+    def collate(self, drawn: Sequence[tuple[str, AnySample]], rng: random.Random) -> dict[str, Any]:
+        pictures = [sample for _, sample in drawn if isinstance(sample, Sample)]
+        sounds = [(name, sample) for name, sample in drawn if isinstance(sample, Sound)]
+        samples: list[AnySample] = [*pictures, *(sound for _, sound in sounds)]
         rows = [
             (owner, *self._tokens(question, answer))
-            for owner, (_, sample) in enumerate(drawn)
+            for owner, sample in enumerate(samples)
             for question, answer in self._choose(sample, rng)
         ]
         batch: dict[str, Any] = {"groups": [_pad(group) for group in _alike(rows)]}
-        if not self.blind:
+        if pictures and not self.blind:
             assert self.model.tower is not None
-            batch["pixels"] = self.model.tower.preprocess.pixels([sample.image for _, sample in drawn])
+            batch["pixels"] = self.model.tower.preprocess.pixels([picture.image for picture in pictures])
+        if sounds and not self.blind:
+            batch |= self._listen(sounds, rng)
         return batch
 
-    def _choose(self, sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
+    def _choose(self, sample: AnySample, rng: random.Random) -> list[tuple[str, str]]:
         qa = list(sample.qa)
         if len(qa) > self.questions:
             qa = rng.sample(qa, self.questions)
-        if rng.random() < CAPTION_SHARE:
-            qa.append((self.processor.template.caption, sample.caption))
+        describe = self.processor.template.caption if isinstance(sample, Sample) else DESCRIBE
+        if rng.random() < CAPTION_SHARE and all(question != describe for question, _ in qa):
+            qa.append((describe, sample.caption))
         return qa
+
+    def _listen(self, drawn: Sequence[tuple[str, Sound]], rng: random.Random) -> dict[str, Tensor]:
+        """`windows` (W, F, M) of all sounds, how many `frames` (W,) of each are sound, and what is read before a
+        question: `heard` (S, T) with its `heard_mask`."""
+        tokens = self.processor.sound_tokens
+        assert tokens is not None
+        assert self.features is not None
+        length = tokens.frontend.frames
+        windows, rows = [], []
+        for name, sound in drawn:
+            way = AUGMENTATIONS.get(name, Augmentation())
+            picture = masked(changed(self.features(sound), way, rng), way, rng)
+            windows += picture.split(length)
+            placeholders = [self.processor.tokenizer.audio_id] * tokens.of_frames(len(picture))
+            rows.append(torch.tensor([*self.sound_prefix, *placeholders]))
+        return {
+            "windows": torch.stack([F.pad(window, (0, 0, 0, length - len(window))) for window in windows]),
+            "frames": torch.tensor([len(window) for window in windows]),
+            "heard": pad_sequence(rows, batch_first=True),
+            "heard_mask": pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True),
+        }
 
     def _tokens(self, question: str, answer: str) -> tuple[list[int], list[int]]:
         """-> (what follows the picture up to where the answer begins, the answer with its end of turn)."""
@@ -63,23 +97,18 @@ class AnswerStage(Stage):
         _, *asked, reply = turns(self.processor, question, answer)
         return [token for piece in asked for token in encode(piece)], encode(reply)
 
-    def _hidden(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def _hidden(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
         """`RWKV7.hidden` in the precision of autocast throughout: left to itself, autocast casts for every product."""
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
-        return self.model.lm.hidden(x, state)
+        return self.model.lm.hidden(x, state, mask)
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         """-> (scalar loss, how many answer tokens were right and how much was read)."""
-        lm, prefix = self.model.lm, torch.tensor(self.prefix, device=self.model.lm.emb.weight.device)
-        if self.blind:
-            x = lm.embed(prefix[None])
-        else:
-            features = self.model.encode(batch["pixels"])
-            x = self.model.embed(prefix.expand(len(features), -1), features)
-        _, state = self._hidden(x)
-        tokens, losses, right = x.shape[0] * x.shape[1], [], []
+        lm = self.model.lm
+        state, tokens = self._read(batch)
+        losses, right = [], []
         for ids, targets, owners in batch["groups"]:
             fork = state.rows(torch.zeros_like(owners) if self.blind else owners)
             hidden, _ = self._hidden(lm.embed(ids), fork)
@@ -90,6 +119,24 @@ class AnswerStage(Stage):
             tokens += ids.numel()
         accuracy = torch.cat(right).float().mean()
         return torch.cat(losses).mean(), {"token_accuracy": float(accuracy), "tokens": float(tokens)}
+
+    def _read(self, batch: Mapping[str, Any]) -> tuple[State, int]:
+        """The state after every picture, then after every sound, and how many tokens they are."""
+        prefix = torch.tensor(self.prefix, device=self.model.lm.emb.weight.device)
+        if self.blind:
+            return self._hidden(self.model.lm.embed(prefix[None]))[1], len(prefix)
+        states, tokens = [], 0
+        if "pixels" in batch:
+            features = self.model.encode(batch["pixels"])
+            x = self.model.embed(prefix.expand(len(features), -1), features)
+            states.append(self._hidden(x)[1])
+            tokens += x.shape[0] * x.shape[1]
+        if "windows" in batch:
+            features = self.model.hear(batch["windows"], batch["frames"])
+            x = self.model.embed(batch["heard"], sounds=features)
+            states.append(self._hidden(x, mask=batch["heard_mask"])[1])
+            tokens += x.shape[0] * x.shape[1]
+        return State.cat(states), tokens
 
 
 Row = tuple[int, list[int], list[int]]  # picture, what is asked, answer

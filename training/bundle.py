@@ -11,7 +11,7 @@ from mm_rwkv7 import checkpoint
 from mm_rwkv7.command import Parser, run_command
 from mm_rwkv7.pipeline import Pipeline
 from training.config import RECIPES, RunConfig, load_recipe
-from training.run import open_sources
+from training.run import data_of
 from training.score import score, table
 
 CARD = RECIPES / "nano.md"
@@ -22,7 +22,7 @@ def bundle(run: Path, data: str, out: Path, limit: int) -> None:
     config: RunConfig = load_recipe(str(run / "config.yaml"), [f"data={data}"])
     checkpoint.save(checkpoint.load(run / "model"), out, "", torch.float16)
     pipeline = Pipeline.from_pretrained(out)
-    sources = open_sources(config)
+    sources = data_of(config)
     scores = score(pipeline, sources, limit)
     (out / "README.md").write_text(_card(config, pipeline, table(scores), len(sources["emoji"].labels)), "utf-8")
     print(table(scores))

@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
+from encoders.build import SoundEncoderConfig
 from encoders.timm_tower import TimmTowerConfig
 from mm_rwkv7.config import PromptTemplate
+from mm_rwkv7.hearing import SoundConfig
 from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
 from mm_rwkv7.typed import build
@@ -17,16 +19,21 @@ from mm_rwkv7.typed import build
 RECIPES = Path(__file__).parent / "recipes"
 
 
+# What a stage of each kind may train; None is any of PARTS.
+KINDS: dict[str, tuple[str, ...] | None] = {"tower": ("tower",), "tagging": ("sound_encoder",), "answer": None}
+PARTS = ("tower", "projector", "sound_encoder", "sound_projector", "lm")
+
+
 @dataclass(frozen=True)
 class StageConfig:
     """One stage of a run.
 
-    kind: "tower" pretrains the tower on picture-caption pairs and attribute targets; "answer" trains on
-        questions and answers.
-    train: the parts whose parameters change, out of "tower", "projector" and "lm"; the others stay frozen.
+    kind: "tower" pretrains the tower on picture-caption pairs and attribute targets; "tagging" the sound encoder on
+        what is heard and when; "answer" trains on questions and answers.
+    train: the parts whose parameters change, out of `PARTS`; the others stay frozen.
     data: how often each source is drawn, relative to the others.
-    batch: pictures a step; each answers up to `questions` of its questions from one shared state.
-    blind: leave the pictures out, so that the language model learns the words alone.
+    batch: pictures and sounds a step; each answers up to `questions` of its questions from one shared state.
+    blind: leave pictures and sounds out, so that the language model learns the words alone.
     """
 
     name: str
@@ -44,12 +51,15 @@ class StageConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("tower", "answer"):
-            raise ValueError(f"stage {self.name!r} has kind {self.kind!r}, expected 'tower' or 'answer'")
-        if unknown := set(self.train) - {"tower", "projector", "lm"}:
-            raise ValueError(f"stage {self.name!r} trains {sorted(unknown)}, expected tower, projector or lm")
-        if self.kind == "tower" and self.train != ("tower",):
-            raise ValueError(f"stage {self.name!r} is of kind 'tower' and trains {list(self.train)}, expected [tower]")
+        if self.kind not in KINDS:
+            raise ValueError(f"stage {self.name!r} has kind {self.kind!r}, expected one of {', '.join(KINDS)}")
+        if unknown := set(self.train) - set(PARTS):
+            raise ValueError(f"stage {self.name!r} trains {sorted(unknown)}, expected some of {', '.join(PARTS)}")
+        if self.train != (KINDS[self.kind] or self.train):
+            raise ValueError(
+                f"stage {self.name!r} is of kind {self.kind!r} and trains {list(self.train)}, "
+                f"expected {list(KINDS[self.kind] or ())}"
+            )
         if not self.train or (self.blind and self.train != ("lm",)):
             raise ValueError(f"stage {self.name!r} trains {list(self.train)}, which learns nothing from its batches")
         for name in ("steps", "batch", "questions"):
@@ -57,6 +67,16 @@ class StageConfig:
                 raise ValueError(f"stage {self.name!r} has {name} {getattr(self, name)}, expected at least 1")
         if not self.data or min(self.data.values()) < 0 or not any(self.data.values()):
             raise ValueError(f"stage {self.name!r} draws from {self.data}, expected sources with positive weights")
+
+
+@dataclass(frozen=True)
+class HearingRecipe:
+    """How the model hears: `SoundConfig` without the labels, which come from the data, and the projector's input width,
+    which is the encoder's."""
+
+    encoder: SoundEncoderConfig
+    projector: dict[str, Any]
+    pool: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,7 @@ class RunConfig:
     lm: dict[str, Any]  # RWKV7Config without its vocabulary, which comes from the data
     projector: dict[str, Any]  # ProjectorConfig without its input width, which is the tower's
     stages: tuple[StageConfig, ...]
+    sound: HearingRecipe | None = None
     template: PromptTemplate | None = None
     max_new_tokens: int | None = None
     start: str | None = None
@@ -93,6 +114,11 @@ class RunConfig:
             raise ValueError("two stages have the same name")
         self.lm_config(1)
         self.projector_config(1)
+        self.sound_config(())
+        deaf = self.sound is None
+        for stage in self.stages:
+            if deaf and (wrong := {"sound_encoder", "sound_projector"}.intersection(stage.train)):
+                raise ValueError(f"stage {stage.name!r} trains {sorted(wrong)}, but the recipe has no sound")
         if self.start is None:
             for name, value in {"template": PromptTemplate(), "max_new_tokens": 64, **self.prompt}.items():
                 object.__setattr__(self, name, value)
@@ -108,6 +134,13 @@ class RunConfig:
 
     def projector_config(self, input_width: int) -> ProjectorConfig:
         return build(ProjectorConfig, {"input_width": input_width, **self.projector}, "projector")
+
+    def sound_config(self, labels: Sequence[str]) -> SoundConfig | None:
+        if self.sound is None:
+            return None
+        width = self.sound.encoder.width
+        projector = build(ProjectorConfig, {"input_width": width, **self.sound.projector}, "sound.projector")
+        return SoundConfig(self.sound.encoder, projector, self.sound.pool, tuple(labels))
 
 
 def load_recipe(recipe: str, changes: Sequence[str] = ()) -> RunConfig:

@@ -2,7 +2,7 @@
 
 The sources keep to the protocol of `training.sources`: each splits itself into what is trained on and what is kept out.
 
-Letters: n samples.
+Letters: n samples, F frames, M mel bins.
 """
 
 import random
@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from encoders.sound import Frontend
+from encoders.spectrogram import Spectrogram
 from mm_rwkv7.sounds import load_sound
 from mm_rwkv7.synthetic import events, hearing, soundscapes
 from mm_rwkv7.synthetic.dice import Dice
 from training.sources import QA, read_rows
 
 RATE = 16_000
+DESCRIBE = "Describe the sound."  # the question whose answer is a sound's caption
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Sound:
 
     `waveform` is (n,) fp32 within about -1 ... 1 at `RATE`, `labels` are all classes that are heard in it. Generated
     soundscapes also tell what happens when (`events`), the colour of the noise behind it (`noise`) and what each
-    question is about (`kinds`).
+    question is about (`kinds`). `fresh` sounds are made or read for one use, others come again.
     """
 
     waveform: np.ndarray
@@ -37,6 +42,7 @@ class Sound:
     kinds: tuple[str, ...] = ()
     events: tuple[soundscapes.Event, ...] = ()
     noise: str | None = None
+    fresh: bool = False
 
 
 class SoundSource(Protocol):
@@ -64,7 +70,7 @@ class Soundscapes:
         pass
 
     def texts(self) -> list[str]:
-        return [*(text for seed in range(0, 6000, 2) for text in self._words(seed)), *self.labels]
+        return [DESCRIBE, *(text for seed in range(0, 6000, 2) for text in self._words(seed)), *self.labels]
 
     def _words(self, seed: int) -> list[str]:
         """What `soundscapes.sample` says of a seed, without the sound."""
@@ -89,6 +95,7 @@ class Soundscapes:
             kinds=tuple(kind for _, _, kind in scape.qa),
             events=scape.events,
             noise=scape.noise,
+            fresh=True,
         )
 
 
@@ -113,7 +120,7 @@ class Recordings:
         raise NotImplementedError
 
     def texts(self) -> list[str]:
-        return [self.question, *self.labels, *map(self.caption, self.labels)]
+        return [DESCRIBE, self.question, *self.labels, *map(self.caption, self.labels)]
 
     def train(self, rng: random.Random) -> Sound:
         return rng.choice(self.training)
@@ -155,8 +162,20 @@ class SpokenDigits(Recordings):
         return f"a voice says {label}"
 
 
-SOUND_SOURCES: dict[str, Callable[[Path], SoundSource]] = {
-    "soundscapes": Soundscapes,
-    "esc10": ESC10,
-    "spoken_digits": SpokenDigits,
-}
+class Features:
+    """Spectrograms of sounds, (F, M); those of sounds that come again are kept."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self.frontend = frontend
+        self._known: dict[int, tuple[Sound, Tensor]] = {}
+
+    def __call__(self, sound: Sound) -> Tensor:
+        if id(sound) in self._known:
+            return self._known[id(sound)][1]
+        if not isinstance(self.frontend, Spectrogram):
+            kind = type(self.frontend).__name__
+            raise ValueError(f"training changes sounds as a Spectrogram, the encoder reads a {kind}")
+        features = torch.cat(list(self.frontend.features(iter([torch.from_numpy(sound.waveform)]))))
+        if not sound.fresh:
+            self._known[id(sound)] = sound, features
+        return features

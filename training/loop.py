@@ -23,8 +23,8 @@ from tqdm import tqdm
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.weights import replacing
 from training.config import RunConfig, StageConfig, describe
+from training.data import AnySource
 from training.optim import build_optimizer, gradient_norm, set_learning_rate
-from training.sources import Sample, Source
 
 
 class Stage(nn.Module):
@@ -35,19 +35,22 @@ class Stage(nn.Module):
         super().__init__()
         self.model = model
 
-    def collate(self, drawn: Sequence[tuple[str, Sample]], rng: random.Random) -> dict[str, Any]:
-        """(source, sample) pairs -> one batch of tensors."""
+    def collate(self, drawn: Sequence[tuple[str, Any]], rng: random.Random) -> dict[str, Any]:
+        """(source, sample) pairs, of the kinds of samples that the stage is made for -> one batch of tensors."""
         raise NotImplementedError
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         """-> (scalar loss, what to log beside it)."""
         raise NotImplementedError
 
+    def finish(self) -> None:
+        """Called after the last step, and again if a run that was done is started anew."""
+
 
 class Steps(Dataset[dict[str, Any]]):
     """The batch of every step of a stage, drawn from its sources by weight."""
 
-    def __init__(self, stage: Stage, config: StageConfig, sources: Mapping[str, Source], seed: int) -> None:
+    def __init__(self, stage: Stage, config: StageConfig, sources: Mapping[str, AnySource], seed: int) -> None:
         self.stage, self.config, self.sources, self.seed = stage, config, sources, seed
 
     def __len__(self) -> int:
@@ -63,7 +66,7 @@ def train_stage(
     stage: Stage,
     config: StageConfig,
     run: RunConfig,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, AnySource],
     folder: Path,
     offset: int,
 ) -> None:
@@ -113,6 +116,7 @@ def train_stage(
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             if (step + 1) % run.checkpoint_every == 0 or step + 1 == config.steps:
                 _keep(folder, offset + step + 1, stage, optimizer, run.keep)
+    stage.finish()
 
 
 def autocast_wanted(precision: str, device: torch.device) -> bool:
@@ -121,7 +125,8 @@ def autocast_wanted(precision: str, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def write_config(folder: Path, run: RunConfig) -> None:

@@ -4,8 +4,10 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
 from encoders.timm_tower import TimmTower
 from mm_rwkv7 import checkpoint
@@ -17,10 +19,13 @@ from mm_rwkv7.processor import Processor
 from mm_rwkv7.tokenizer import Tokenizer
 from training.answer import AnswerStage, turns
 from training.config import RunConfig, StageConfig
+from training.data import SOUND_SOURCES, AnySource, open_sources
+from training.hearing import SoundSource
 from training.loop import kept_steps, train_stage, write_config
 from training.plot import plot_loss
 from training.samples import write_samples
 from training.sources import SOURCES, Source
+from training.tagging import TaggingStage
 from training.tower import TowerStage
 
 
@@ -30,7 +35,7 @@ def train(run: RunConfig, device: torch.device) -> Path:
     write_config(folder, run)
     # The CPU's matrix library prepares a product for each shape it meets; batches have more shapes than it keeps.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
-    sources = open_sources(run)
+    sources = data_of(run)
     torch.manual_seed(run.seed)
     if run.start is None:
         model, processor = build_model(run, sources)
@@ -54,16 +59,18 @@ def train(run: RunConfig, device: torch.device) -> Path:
     return folder / "model"
 
 
-def open_sources(run: RunConfig) -> dict[str, Source]:
-    """Every source that some stage draws from. A ValueError says which file is missing."""
-    names = sorted({name for stage in run.stages for name in stage.data})
-    if unknown := [name for name in names if name not in SOURCES]:
-        raise ValueError(f"unknown data {unknown}, expected some of {sorted(SOURCES)}")
-    data = Path(run.data)
-    return {name: SOURCES[name](data, run.tower.image_size) for name in names}
+def data_of(run: RunConfig) -> dict[str, AnySource]:
+    """Every source that some stage of `run` draws from. A ValueError names one that a stage or the model cannot use."""
+    for stage in run.stages:
+        wrong = {"tower": set(SOUND_SOURCES), "tagging": set(SOURCES)}.get(stage.kind, set()).intersection(stage.data)
+        if run.sound is None:
+            wrong |= set(SOUND_SOURCES).intersection(stage.data)
+        if wrong:
+            raise ValueError(f"stage {stage.name!r} of kind {stage.kind!r} cannot learn from {sorted(wrong)}")
+    return open_sources((name for stage in run.stages for name in stage.data), Path(run.data), run.tower.image_size)
 
 
-def build_model(run: RunConfig, sources: Mapping[str, Source]) -> tuple[MMRWKV7, Processor]:
+def build_model(run: RunConfig, sources: Mapping[str, AnySource]) -> tuple[MMRWKV7, Processor]:
     """A fresh model whose vocabulary is what the sources can say, and its processor."""
     tower = TimmTower(run.tower)
     full = MMConfig(run.lm_config(65536), run.tower, run.projector_config(tower.width), **run.prompt)
@@ -76,11 +83,18 @@ def build_model(run: RunConfig, sources: Mapping[str, Source]) -> tuple[MMRWKV7,
         tower=run.tower,
         projector=run.projector_config(tower.width),
         vocabulary=vocabulary,
+        sound=run.sound_config(labels(run, sources)),
         **run.prompt,
     )
     model = MMRWKV7(config)
     initialise(model.lm)
-    return model, Processor(config, Tokenizer(vocabulary), tower.preprocess, model.image_tokens)
+    return model, Pipeline(model).processor
+
+
+def labels(run: RunConfig, sources: Mapping[str, AnySource]) -> list[str]:
+    """What the tagging stages teach the sound encoder to name, in the order of their sources."""
+    names = (name for stage in run.stages if stage.kind == "tagging" for name in stage.data)
+    return list(dict.fromkeys(label for name in names for label in sources[name].labels))
 
 
 def continued_model(run: RunConfig) -> tuple[MMRWKV7, Processor]:
@@ -90,24 +104,45 @@ def continued_model(run: RunConfig) -> tuple[MMRWKV7, Processor]:
     pipeline = Pipeline.from_pretrained(run.start, device="cpu", dtype="fp32")
     config = pipeline.model.config
     width = 0 if config.projector is None else config.projector.input_width
-    expected = (run.tower, run.projector_config(width), run.lm_config(config.lm.vocab_size))
-    for name, has, wants in zip(
-        ("tower", "projector", "lm"), (config.tower, config.projector, config.lm), expected, strict=True
-    ):
+    heard = () if config.sound is None else config.sound.labels
+    expected = {
+        "tower": run.tower,
+        "projector": run.projector_config(width),
+        "lm": run.lm_config(config.lm.vocab_size),
+        "sound": run.sound_config(heard),
+    }
+    for name, wants in expected.items():
+        has = getattr(config, name)
         if has != wants:
             raise ValueError(f"{run.start} has the {name} {has}, the recipe wants {wants}")
     pipeline.model.config = dataclasses.replace(config, **run.prompt)
-    given = pipeline.processor
-    processor = Processor(pipeline.model.config, pipeline.tokenizer, given.preprocess, given.image_tokens)
-    return pipeline.model, processor
+    return pipeline.model, Pipeline(pipeline.model).processor
 
 
 def _stage(
-    config: StageConfig, model: MMRWKV7, processor: Processor, sources: Mapping[str, Source]
-) -> TowerStage | AnswerStage:
-    for name, part in model.named_children():
-        part.requires_grad_(name in config.train)
-        part.train(name in config.train)
-    if config.kind == "tower":
-        return TowerStage(model, {name: sources[name] for name in config.data}, processor.tokenizer)
-    return AnswerStage(model, processor, config.questions, config.blind)
+    config: StageConfig, model: MMRWKV7, processor: Processor, sources: Mapping[str, AnySource]
+) -> TowerStage | TaggingStage | AnswerStage:
+    model.requires_grad_(False).eval()
+    trained = _parts(model)
+    for name in config.train:
+        for part in trained[name]:
+            part.requires_grad_(True).train()
+    drawn = {name: sources[name] for name in config.data}
+    match config.kind:
+        case "tower":
+            return TowerStage(model, cast("dict[str, Source]", drawn), processor.tokenizer)
+        case "tagging":
+            return TaggingStage(model, cast("dict[str, SoundSource]", drawn))
+        case _:
+            return AnswerStage(model, processor, config.questions, config.blind)
+
+
+def _parts(model: MMRWKV7) -> dict[str, list[nn.Module]]:
+    """The modules that each name of `config.PARTS` stands for."""
+    assert model.tower is not None
+    assert model.projector is not None
+    parts: dict[str, list[nn.Module]] = {"tower": [model.tower], "projector": [model.projector], "lm": [model.lm]}
+    if (hearing := model.sound) is not None:
+        assert hearing.head is not None
+        parts |= {"sound_encoder": [hearing.encoder, hearing.head], "sound_projector": [hearing.projector]}
+    return parts

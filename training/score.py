@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from mm_rwkv7.command import Parser, run_command
 from mm_rwkv7.pipeline import Pipeline
-from training.sources import SOURCES, Source
+from training.config import load_recipe
+from training.data import AnySample, AnySource, open_sources, open_turn
+from training.sources import Sample
 
 TRAINED = 4000  # samples of each source that the blind guess has seen
 
@@ -33,19 +35,19 @@ class Score:
         return f"{100 * self.right / self.asked:.1f} | {100 * self.blind / self.asked:.1f} | {self.asked}"
 
 
-def score(pipeline: Pipeline, sources: Mapping[str, Source], limit: int) -> dict[str, Score]:
-    """Ask every question about up to `limit` pictures of each source; returns a score a source and, where the
+def score(pipeline: Pipeline, sources: Mapping[str, AnySource], limit: int) -> dict[str, Score]:
+    """Ask every question about up to `limit` pictures or sounds of each source; returns a score a source and, where the
     source tells kinds of questions apart, a kind."""
     totals: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     for name, source in sources.items():
         guess = BlindGuess(source)
-        for sample in tqdm(source.held_out(limit), desc=name, unit="picture"):
-            picture = [{"role": "user", "content": [{"type": "image", "image": sample.image}]}]
-            state = pipeline.prefill(picture)
+        samples: Sequence[AnySample] = source.held_out(limit)
+        for sample in tqdm(samples, desc=name, unit="sample"):
+            state = pipeline.prefill(open_turn(sample))
             for i, (question, answer) in enumerate(sample.qa):
                 kind = sample.kinds[i] if sample.kinds else ""
                 said, blind = pipeline.ask(question, state=state).text, guess(question, kind)
-                accepted = (answer, *sample.aliases)
+                accepted = (answer, *sample.aliases) if isinstance(sample, Sample) else (answer,)
                 outcome = any(same(said, right) for right in accepted), any(same(blind, right) for right in accepted)
                 totals[name].append(outcome)
                 if kind:
@@ -64,7 +66,7 @@ def same(said: str, expected: str) -> bool:
 class BlindGuess:
     """The commonest answer to a question among the samples that were trained on."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: AnySource) -> None:
         rng = random.Random("blind")
         self.answers: dict[str, Counter[str]] = defaultdict(Counter)
         self.kinds: dict[str, Counter[str]] = defaultdict(Counter)
@@ -88,20 +90,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m training.score", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a checkpoint folder, or nano")
     parser.add_argument("--data", default="../shared/data", type=Path, help="folder of the parquet tables")
-    parser.add_argument("--sources", default=",".join(SOURCES), help="which of them, with commas")
-    parser.add_argument("--limit", default=1000, type=int, help="pictures of each source at most")
+    parser.add_argument("--sources", help="which of them, with commas (default: those that nano learns from)")
+    parser.add_argument("--limit", default=1000, type=int, help="pictures or sounds of each source at most")
     return run_command(parser, arguments, _score)
 
 
 def _score(options: Namespace) -> None:
-    names = options.sources.split(",")
-    if unknown := [name for name in names if name not in SOURCES]:
-        raise ValueError(f"unknown sources {unknown}, expected some of {sorted(SOURCES)}")
     pipeline = Pipeline.from_pretrained(options.model)
     if pipeline.model.tower is None:
         raise ValueError(f"model {options.model!r} cannot see, it has no tower")
     size = pipeline.model.tower.preprocess.size
-    print(table(score(pipeline, {name: SOURCES[name](options.data, size) for name in names}, options.limit)))
+    names = options.sources.split(",") if options.sources else [n for s in load_recipe("nano").stages for n in s.data]
+    print(table(score(pipeline, open_sources(names, options.data, size), options.limit)))
 
 
 if __name__ == "__main__":

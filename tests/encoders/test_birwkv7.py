@@ -16,6 +16,7 @@ from encoders.spectrogram import Spectrogram
 from mm_rwkv7.ops import wkv7
 
 CONFIG = BiRWKV7Config(width=32, layers=2, head_size=16, spectrogram=Spectrogram(bins=48, frames=80))
+STEMMED = replace(CONFIG, stem=(4, 8), patch=(8, 24))
 
 
 def random_encoder(config: BiRWKV7Config, seed: int) -> BiRWKV7:
@@ -109,8 +110,9 @@ def test_equals_the_double_loop(frames: int, seed: int) -> None:
 
 
 @torch.no_grad()
-def test_silence_after_the_sound_changes_nothing(seed: int) -> None:
-    encoder = random_encoder(CONFIG, seed)
+@pytest.mark.parametrize("config", [CONFIG, STEMMED])
+def test_silence_after_the_sound_changes_nothing(config: BiRWKV7Config, seed: int) -> None:
+    encoder = random_encoder(config, seed)
     generator = torch.Generator().manual_seed(seed)
     windows = torch.randn(3, 80, 48, generator=generator)
     frames = torch.tensor([80, 48, 17])
@@ -124,6 +126,36 @@ def test_silence_after_the_sound_changes_nothing(seed: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("config", [CONFIG, STEMMED])
+def test_what_follows_the_sound_may_be_left_out(config: BiRWKV7Config, seed: int) -> None:
+    encoder = random_encoder(config, seed)
+    windows = torch.randn(2, 80, 48, generator=torch.Generator().manual_seed(seed))
+    frames = torch.tensor([32, 9])
+    whole, cut = encoder(windows, frames), encoder(windows[:, :32], frames)
+    assert cut.shape[1] == 32 // config.patch[0] * config.grid[1]
+    torch.testing.assert_close(cut, whole[:, : cut.shape[1]], rtol=1e-4, atol=1e-4, msg=f"seed {seed}")
+    assert not whole[:, cut.shape[1] :].any()
+
+
+@torch.no_grad()
+def test_the_stem_halves_the_picture_and_normalises_every_place(seed: int) -> None:
+    encoder = random_encoder(STEMMED, seed)
+    picture = torch.randn(1, 1, 12, 16, generator=torch.Generator().manual_seed(seed))
+    expected = picture[0]
+    for layer in encoder.stem:
+        padded = F.pad(expected, (1, 1, 1, 1))
+        rows, columns = (size // 2 for size in expected.shape[1:])
+        expected = torch.zeros(layer.conv.out_channels, rows, columns)
+        for row in range(rows):
+            for column in range(columns):
+                around = padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+                channels = (layer.conv.weight * around).sum((1, 2, 3))
+                normal = (channels - channels.mean()) / (channels.var(correction=0) + 1e-5) ** 0.5
+                expected[:, row, column] = (normal * layer.norm.weight + layer.norm.bias).clamp(min=0)
+    torch.testing.assert_close(encoder.stem(picture)[0], expected, rtol=1e-4, atol=1e-4, msg=f"seed {seed}")
+
+
+@torch.no_grad()
 def test_a_token_hears_what_comes_after_it(seed: int) -> None:
     encoder = random_encoder(CONFIG, seed)
     windows = torch.randn(1, 80, 48, generator=torch.Generator().manual_seed(seed))
@@ -133,11 +165,15 @@ def test_a_token_hears_what_comes_after_it(seed: int) -> None:
     assert (encoder(windows, frames)[0, 0] - encoder(later, frames)[0, 0]).abs().max() > 1e-6, f"seed {seed}"
 
 
-def test_it_learns(seed: int) -> None:
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("config", [CONFIG, STEMMED])
+def test_it_learns(config: BiRWKV7Config, half: bool, seed: int) -> None:
     torch.manual_seed(seed)
-    encoder = BiRWKV7(CONFIG, wkv7)
+    encoder = BiRWKV7(config, wkv7)
     windows, frames = torch.randn(4, 80, 48), torch.tensor([80, 64, 40, 3])
-    encoder(windows, frames).square().sum().backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        features = encoder(windows, frames)
+    features.square().sum().backward()
     heard = [name for name, p in encoder.named_parameters() if p.grad is not None and p.grad.isfinite().all()]
     assert len(heard) == len(list(encoder.parameters()))
 
@@ -156,3 +192,5 @@ def test_sizes_that_make_no_sense_are_refused() -> None:
         replace(TINY, width=100)
     with pytest.raises(ValueError, match="bins are 40, expected a multiple of the patch, 16"):
         replace(TINY, spectrogram=Spectrogram(bins=40))
+    with pytest.raises(ValueError, match="a patch has 12 frames, expected a multiple of the stem's 8"):
+        replace(TINY, stem=(8, 8, 8), patch=(12, 16))

@@ -181,7 +181,7 @@ def test_a_long_sound_is_not_held(listener: Pipeline) -> None:
 
     sound = Sound((np.zeros(1), RATE), RATE, 40 * RATE, None)
     object.__setattr__(sound, "blocks", blocks)
-    for pictures, frames in listener._windows(hearing, sound):
+    for pictures, frames in listener._windows(sound):
         assert len(pictures) <= WINDOWS
         heard += int(frames.sum()) * SPECTROGRAM.hop
     assert heard == pytest.approx(40 * RATE, rel=0.01)

@@ -4,17 +4,24 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from encoders.birwkv7 import BiRWKV7Config
+from encoders.spectrogram import Spectrogram
 from encoders.tiling import Tiling
+from mm_rwkv7.hearing import SoundConfig
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.pipeline import Pipeline, question_about
+from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Processor
-from mm_rwkv7.synthetic import scenes
+from mm_rwkv7.projector import ProjectorConfig
+from mm_rwkv7.synthetic import scenes, soundscapes
 from training.answer import IGNORED, AnswerStage
+from training.data import AnySample, open_turn
+from training.hearing import Sound
 from training.sources import Sample
 
 SAMPLES = [
@@ -26,11 +33,33 @@ SAMPLES = [
     for scene in (scenes.sample(seed, 64) for seed in (2, 4, 6))
 ]
 DRAWN = [("scenes", sample) for sample in SAMPLES]
+HEARD = [
+    (
+        "as it is",
+        Sound(
+            scape.waveform[:length].astype(np.float32) / 32768,
+            scape.caption,
+            tuple((question, answer) for question, answer, _ in scape.qa),
+            (),
+        ),
+    )
+    for length, scape in ((length, soundscapes.sample(length)) for length in (300, 20_000, 50_000))
+]
 
 
 @pytest.fixture(scope="module")
 def processor(tiny_model: MMRWKV7) -> Processor:
     return Pipeline(tiny_model).processor
+
+
+@pytest.fixture(scope="module")
+def listener(tiny_model: MMRWKV7) -> MMRWKV7:
+    """`tiny_model` with ears: windows of 1.28 s."""
+    encoder = BiRWKV7Config(width=64, layers=1, spectrogram=Spectrogram(frames=128))
+    sound = SoundConfig(encoder, ProjectorConfig(64, 64), pool=(8, 1))
+    model = MMRWKV7(dataclasses.replace(tiny_model.config, sound=sound)).eval()
+    model.load_state_dict(tiny_model.state_dict(), strict=False)
+    return model
 
 
 def stage(model: MMRWKV7, processor: Processor, **options: Any) -> AnswerStage:
@@ -94,22 +123,32 @@ def test_at_most_so_many_questions_and_now_and_then_a_caption(tiny_model: MMRWKV
 
 @torch.no_grad()
 @pytest.mark.parametrize("blind", [False, True])
-def test_the_loss_is_that_of_every_whole_prompt_alone(tiny_model: MMRWKV7, processor: Processor, blind: bool) -> None:
-    trained = stage(tiny_model, processor, blind=blind)
-    batch = trained.collate(DRAWN, random.Random(1))
+@pytest.mark.parametrize("drawn", [DRAWN, HEARD, [HEARD[0], *DRAWN, *HEARD[1:]]], ids=["pictures", "sounds", "both"])
+def test_the_loss_is_that_of_every_whole_prompt_alone(
+    listener: MMRWKV7, drawn: list[tuple[str, AnySample]], blind: bool
+) -> None:
+    processor = Pipeline(listener).processor
+    trained = stage(listener, processor, blind=blind)
+    batch = trained.collate(drawn, random.Random(1))
     loss, report = trained.loss(batch)
-    image = processor.tokenizer.image_id
+    samples = sorted((sample for _, sample in drawn), key=lambda sample: isinstance(sample, Sound))
+    placeholders = torch.tensor([listener.config.image_id, listener.config.audio_id])
     losses, right = [], []
     for owner, question, answer in rows(batch, processor):
-        asked = question_about(question, [SAMPLES[owner].image])
+        (shown,) = open_turn(samples[owner])
+        asked = [{"role": "user", "content": [*shown["content"], {"type": "text", "text": question}]}]
         prompt = processor(asked)
         whole = processor([*asked, {"role": "assistant", "content": answer}], generate=False).ids
         start = prompt.ids.shape[1]
-        pixels = prompt.pixels
+        media: dict[str, Any] = {"pixels": prompt.pixels}
+        for sound in prompt.sounds:
+            assert processor.sound_tokens is not None
+            windows, frames = zip(*processor.sound_tokens.frontend.windows(sound.blocks()), strict=True)
+            media |= {"windows": torch.stack(windows), "frames": torch.tensor(frames)}
         if blind:
-            start -= int((whole == image).sum())
-            whole, pixels = whole[whole != image][None], None
-        logits, _ = tiny_model(whole, pixels=pixels)
+            start -= int(torch.isin(whole, placeholders).sum())
+            whole, media = whole[~torch.isin(whole, placeholders)][None], {}
+        logits, _ = listener(whole, **media)
         losses.append(F.cross_entropy(logits[0, start - 1 : -1], whole[0, start:], reduction="none"))
         right.append(logits[0, start - 1 : -1].argmax(-1) == whole[0, start:])
     assert float(loss) == pytest.approx(float(torch.cat(losses).mean()), rel=1e-4)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mm_rwkv7.synthetic import soundscapes
-from training.hearing import ESC10, RATE, SOUND_SOURCES, Recordings, Sound, Soundscapes, SpokenDigits
+from training.data import SOUND_SOURCES
+from training.hearing import ESC10, RATE, Recordings, Sound, Soundscapes, SpokenDigits
 
 NOWHERE = Path()
 

@@ -11,10 +11,14 @@ from safetensors.torch import load_file
 
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import PromptTemplate
+from mm_rwkv7.pipeline import Pipeline
+from mm_rwkv7.synthetic import soundscapes
 from training import run as module
 from training.answer import turns
 from training.config import RunConfig, load_recipe
-from training.run import continued_model, open_sources, train
+from training.data import SOUND_SOURCES
+from training.hearing import Soundscapes
+from training.run import continued_model, data_of, train
 from training.sources import SOURCES, Sample, Scenes
 from training.tower import TowerStage
 
@@ -145,9 +149,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pyt
 
 def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"flowers.*missing"):
-        open_sources(recipe(tmp_path, "stages.tower.data={flowers: 1}", f"data={tmp_path}"))
+        data_of(recipe(tmp_path, "stages.tower.data={flowers: 1}", f"data={tmp_path}"))
     with pytest.raises(ValueError, match=r"unknown data.*'dreams'"):
-        open_sources(recipe(tmp_path, "stages.tower.data={dreams: 1}"))
+        data_of(recipe(tmp_path, "stages.tower.data={dreams: 1}"))
 
 
 def test_a_run_begins_with_the_weights_it_is_given(straight: Path, tmp_path: Path) -> None:
@@ -175,3 +179,70 @@ def test_a_start_is_asked_as_the_recipe_says_or_as_before(straight: Path) -> Non
 def test_a_start_of_other_sizes_is_refused(straight: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has the lm .*layers=2.*, the recipe wants .*layers=3"):
         train(recipe(tmp_path / "run", f"start={straight / 'model'}", "lm.layers=3"), CPU)
+
+
+HEARING = [
+    "sound={encoder: {kind: birwkv7, width: 64, layers: 1, spectrogram: {frames: 128}}, projector: {hidden_width: 8}}",
+    'stages=[{"name": "tagging", "kind": "tagging", "train": ["sound_encoder"], "data": {"soundscapes": 1},'
+    ' "steps": 4, "batch": 2, "learning_rate": 1e-3},'
+    ' {"name": "mixed", "kind": "answer", "train": ["projector", "sound_projector", "lm"],'
+    ' "data": {"soundscapes": 1, "scenes": 1}, "steps": 3, "batch": 4, "learning_rate": 1e-3}]',
+]
+
+
+class FewSoundscapes(Soundscapes):
+    def texts(self) -> list[str]:
+        return [sound.caption for sound in self.held_out(3)]
+
+
+@pytest.fixture
+def few_soundscapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOUND_SOURCES, "soundscapes", FewSoundscapes)
+
+
+def hearing_recipe(folder: Path, *changes: str) -> RunConfig:
+    small = [change for change in SMALL if not change.startswith("stages.")]
+    return load_recipe("smoke", [*small, *HEARING, f"run={folder}", *changes])
+
+
+@pytest.mark.usefixtures("few_soundscapes")
+def test_a_model_learns_to_hear_beside_seeing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = hearing_recipe(tmp_path / "run")
+    folder = train(run, CPU)
+    pipeline = Pipeline.from_pretrained(folder)
+    scape = soundscapes.sample(1)
+    clip = (scape.waveform, scape.rate)
+    assert {label for label, _ in pipeline.tag(clip, top=100)} == set(Soundscapes.labels)
+    assert pipeline.ask("How many?", audio=[clip]).usage.media_tokens > 0
+    files = {path.suffix for path in (tmp_path / "run/samples").iterdir()}
+    assert files == {".png", ".flac", ".jsonl"}
+    expected = load_file(folder / "model.safetensors")
+
+    killed = hearing_recipe(tmp_path / "killed")
+    FewScenes.budget = 1  # in the second stage
+    with pytest.raises(KeyboardInterrupt):
+        train(killed, CPU)
+    FewScenes.budget = 10**9
+    found = load_file(train(killed, CPU) / "model.safetensors")
+    assert log(tmp_path / "killed") == log(tmp_path / "run")
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("sound=null", r"stage 'tagging' trains \['sound_encoder'\], but the recipe has no sound"),
+        ("stages.tagging.data={scenes: 1}", r"stage 'tagging' of kind 'tagging' cannot learn from \['scenes'\]"),
+        ("stages.tagging.train=[lm]", r"is of kind 'tagging' and trains \['lm'\], expected \['sound_encoder'\]"),
+        ("stages.mixed.train=[ears]", r"trains \['ears'\], expected some of tower"),
+    ],
+)
+def test_a_recipe_that_cannot_hear_is_refused(tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(hearing_recipe(tmp_path / "run", change), CPU)
+
+
+def test_a_recipe_without_ears_draws_no_sounds(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"stage 'align' of kind 'answer' cannot learn from \['soundscapes'\]"):
+        data_of(recipe(tmp_path, "stages.align.data={soundscapes: 1}"))

@@ -1,0 +1,119 @@
+"""What hearing costs against the length of the sound: the RWKV-7 encoder beside AST, whose attention is quadratic.
+
+Each reads the whole spectrogram as one window, so that every moment may know of every other.
+"""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from encoders.ast import AST, PATCH, ASTConfig
+from encoders.birwkv7 import BASE, SMALL, TINY, BiRWKV7, BiRWKV7Config
+from encoders.sound import SoundEncoder
+from encoders.spectrogram import Spectrogram
+from mm_rwkv7.bench.memory import peak_of
+from mm_rwkv7.bench.peers import Unmeasured
+from mm_rwkv7.bench.timing import milliseconds
+from mm_rwkv7.ops import wkv7
+from mm_rwkv7.weights import choose_device
+
+HELP = (
+    "seconds to encode a sound, by its length, beside AST of the same width and depth on the same patches; random "
+    "weights, fp32, one window as long as the sound"
+)
+SIZES = {"tiny": TINY, "small": SMALL, "base": BASE}
+LENGTHS = (10, 30, 60, 180, 600, 1800, 3600)
+FRAMES = 100  # a second
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--size", default="base", choices=list(SIZES), help="A-RWKV's tiny, small or base (default)")
+    parser.add_argument("--longest", type=int, default=3600, help="seconds of the longest sound (default 3600)")
+    parser.add_argument("--limit", type=float, default=60, help="stop where one run takes so many seconds (default 60)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it, too")
+
+
+def rows(arguments: Namespace) -> list[dict[str, Any]]:
+    """One row per encoder and length. `peak_mb` is the whole process's memory, None where the system does not tell."""
+    if arguments.plot is not None and not arguments.plot.parent.is_dir():
+        raise ValueError(f"--plot is {arguments.plot}, whose folder does not exist")
+    device = choose_device(arguments.device)
+    found: list[dict[str, Any]] = []
+    over: dict[str, str] = {}
+    with torch.inference_mode():
+        for seconds in (length for length in LENGTHS if length <= arguments.longest):
+            for name in ("RWKV-7", "AST"):
+                if name in over:
+                    found.append(Unmeasured(f"{name} at {seconds} s", over[name]).row())
+                    continue
+                row = measure(name, SIZES[arguments.size], seconds, device)
+                found.append(row)
+                if row["seconds"] > arguments.limit:
+                    over[name] = f"{row['length_s']} s of sound took {row['seconds']} s"
+    if arguments.plot is not None:
+        draw([row for row in found if "not_measured" not in row], arguments.plot)
+    return found
+
+
+def measure(name: str, size: BiRWKV7Config, seconds: int, device: torch.device) -> dict[str, Any]:
+    """Encode one sound of so many seconds, and a short one before it to warm up."""
+    frames = seconds * FRAMES // PATCH * PATCH
+    encoder = _encoder(name, size, frames).to(device).eval()
+    windows = torch.randn(1, frames, Spectrogram().bins, device=device)
+    there = torch.tensor([frames], device=device)
+    short = _encoder(name, size, 10 * PATCH).to(device).eval()
+    short(windows[:, : 10 * PATCH], there.clamp(max=10 * PATCH))
+    taken: list[float] = []
+    peak = peak_of(lambda: taken.append(milliseconds(lambda: encoder(windows, there), device)), device)
+    return {
+        "encoder": name,
+        "parameters": sum(p.numel() for n, p in encoder.named_parameters() if "position" not in n),
+        "length_s": seconds,
+        "tokens": encoder.tokens,
+        "seconds": round(taken[0] / 1000, 3),
+        "peak_mb": None if peak is None else round(peak / 1e6),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _encoder(name: str, size: BiRWKV7Config, frames: int) -> SoundEncoder:
+    spectrogram = Spectrogram(frames=frames)
+    if name == "AST":
+        heads = size.width // size.head_size
+        return AST(ASTConfig(size.width, size.layers, heads, 4 * size.width, PATCH, spectrogram))
+    return BiRWKV7(replace(size, spectrogram=spectrogram), wkv7)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Seconds and memory against the length of the sound, both axes logarithmic."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    time, memory = figure.subplots(1, 2)
+    for name in dict.fromkeys(row["encoder"] for row in rows):
+        own = [row for row in rows if row["encoder"] == name]
+        lengths = [row["length_s"] for row in own]
+        label = f"{name}, {own[0]['parameters'] / 1e6:.0f} M"
+        time.plot(lengths, [row["seconds"] for row in own], marker="o", label=label)
+        memory.plot(lengths, [row["peak_mb"] for row in own], marker="o", label=label)
+    time.set_ylabel("seconds to encode")
+    memory.set_ylabel("memory of the process, MB")
+    for axes in (time, memory):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("length of the sound")
+        axes.set_xticks(LENGTHS, [f"{s} s" if s < 60 else f"{s // 60} min" for s in LENGTHS], fontsize=8)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    first = rows[0]
+    where = "GPU" if first["device"] != "cpu" else f"CPU, {first['threads']} threads"
+    figure.suptitle(f"one window as long as the sound, fp32, batch 1, {where}", fontsize=10)
+    figure.savefig(path, format="png", dpi=110)
