@@ -4,14 +4,14 @@ Sounds of 16 kHz go through WavLM or Whisper, the adapter halves the tokens, and
 was trained on `\\x16Assistant: ANSWER\\x17`: the sound is the whole question (speech to be written down, or a question
 that is spoken). Sources: github.com/JL-er/WorldRWKV at f15e179, world/encoder/*.py, world/dataset.py, web/audio_web.py.
 
-The published ones leave out WavLM large. Files of width 1024 or 768 do not tell it from Whisper medium or small, with
-which the project has results but no model.
+Published are models that leave out WavLM large. The project has results with WavLM base+, Whisper small and medium as
+well, and a width of 768 or 1024 does not tell which is left out: `whisper` anywhere in the path does.
 """
 
 from dataclasses import replace
 
 from encoders import wavlm, whisper
-from encoders.catalogue import WAVLM_BASE, WAVLM_LARGE
+from encoders.catalogue import WAVLM_BASE, WAVLM_LARGE, WHISPER_MEDIUM, WHISPER_SMALL
 from encoders.logmel import LogMel
 from encoders.wavlm import WavLMConfig
 from encoders.whisper import WhisperConfig
@@ -20,7 +20,10 @@ from mm_rwkv7.hearing import SoundConfig
 from mm_rwkv7.interop.parts import Part, Shapes, renamed_part
 from mm_rwkv7.projector import SpeechProjectorConfig
 
-PUBLISHED = {config.width: config for config in (WAVLM_BASE, WAVLM_LARGE)}
+PUBLISHED: dict[str, dict[int, WavLMConfig | WhisperConfig]] = {
+    "wavlm": {config.width: config for config in (WAVLM_BASE, WAVLM_LARGE)},
+    "whisper": {config.width: config for config in (WHISPER_SMALL, WHISPER_MEDIUM)},
+}
 WHISPER_HEAD = 64  # of all sizes
 
 
@@ -67,12 +70,11 @@ def _is_whisper(shapes: Shapes, encoder: str) -> bool:
 
 def _encoder_config(shapes: Shapes, encoder: str, width: int) -> WavLMConfig | WhisperConfig:
     if not shapes.holds(encoder):
-        if width not in PUBLISHED:
-            raise ValueError(
-                f"{shapes.stored.path} leaves out a sound encoder of width {width}, "
-                f"expected a WavLM's: {sorted(PUBLISHED)}"
-            )
-        return PUBLISHED[width]
+        path = shapes.stored.path
+        published = PUBLISHED["whisper" if "whisper" in str(path).lower() else "wavlm"]
+        if width not in published:
+            raise ValueError(f"{path} leaves out a sound encoder of width {width}, expected {sorted(published)}")
+        return published[width]
     if _is_whisper(shapes, encoder):
         width, bins, _ = shapes.of(f"{encoder}conv1.weight", 3)
         tokens, _ = shapes.of(f"{encoder}embed_positions.weight", 2)

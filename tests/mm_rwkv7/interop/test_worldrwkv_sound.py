@@ -120,8 +120,13 @@ def test_an_encoder_that_was_not_trained_is_fetched_by_name(tmp_path: Path, monk
         with torch.device("meta"):
             encoder = WavLM(found.config.sound.encoder)
         assert encoder.width == width
+    for width, name in {1024: "openai/whisper-medium", 768: "openai/whisper-small"}.items():
+        found = open_checkpoint(saved(seeded.world_1_hearing({}, width), tmp_path / f"rwkv7-Whisper-{width}.pth"))
+        assert found.config.sound is not None
+        assert isinstance(found.config.sound.encoder, WhisperConfig)
+        assert (found.config.sound.encoder.name, found.config.sound.encoder.width) == (name, width)
     small = WavLMConfig(64, 1, 4, 64, 16, name="somewhere/small")
-    monkeypatch.setitem(worldrwkv_sound.PUBLISHED, 64, small)
+    monkeypatch.setitem(worldrwkv_sound.PUBLISHED["wavlm"], 64, small)
     trained = build_sound(replace(small, name=""), wkv7)
 
     def fetch(config: object, scan: object, pretrained: bool = False) -> SoundEncoder:
@@ -148,5 +153,5 @@ def test_an_encoder_that_cannot_be_fetched_is_told_in_one_line(tmp_path: Path, m
 
 
 def test_an_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"leaves out a sound encoder of width 512, expected a WavLM's: \[768, 1024\]"):
+    with pytest.raises(ValueError, match=r"leaves out a sound encoder of width 512, expected \[768, 1024\]"):
         open_checkpoint(saved(seeded.world_1_hearing({}, 512), tmp_path / "rwkv-0.pth"))
