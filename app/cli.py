@@ -157,9 +157,11 @@ def tag(
     for sound in sounds:
         if not os.path.isfile(sound):
             raise ValueError(f"{sound}: there is no such file")
-    pipeline = _pipeline(model, device, dtype)
+    from mm_rwkv7.listening import open_listener
+
+    listener = open_listener(model, device, dtype)
     for sound in sounds:
-        tags = [{"label": label, "score": score} for label, score in pipeline.tag(sound, top)]
+        tags = [{"label": label, "score": score} for label, score in listener.tag(sound, top)]
         if as_json:
             print_json({"audio": sound, "tags": tags})
         else:

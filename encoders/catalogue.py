@@ -1,10 +1,10 @@
 """The towers and sound encoders that this project names, ready to put into a config. Any other of the towers' libraries
 works as well."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from encoders.ast import ASTConfig
-from encoders.birwkv7 import BASE, PUBLISHED_SPECTROGRAM, SMALL, TINY, BiRWKV7Config
+from encoders.birwkv7 import PUBLISHED_SPECTROGRAM, BiRWKV7Config
 from encoders.build import SoundEncoderConfig, TowerConfig
 from encoders.concat import ConcatTowerConfig
 from encoders.protocol import Preprocess
@@ -108,14 +108,21 @@ CATALOGUE = (
 )
 
 
-def _a_rwkv(sizes: BiRWKV7Config) -> BiRWKV7Config:
-    return replace(sizes, norm=False, hears_padding=True, spectrogram=PUBLISHED_SPECTROGRAM)
-
-
 WHISPER_SMALL = WhisperConfig(name="openai/whisper-small")
 WHISPER_MEDIUM = WhisperConfig(1024, 24, 16, 4096, name="openai/whisper-medium")
 WAVLM_BASE = WavLMConfig(768, 12, 12, 3072, norm_first=False, name="microsoft/wavlm-base-plus")
 WAVLM_LARGE = WavLMConfig(name="microsoft/wavlm-large")
+A_RWKV_TINY = BiRWKV7Config(spectrogram=PUBLISHED_SPECTROGRAM, norm=False, hears_padding=True)
+A_RWKV_SMALL = BiRWKV7Config(384, gate_rank=64, spectrogram=PUBLISHED_SPECTROGRAM, norm=False, hears_padding=True)
+A_RWKV_BASE = BiRWKV7Config(
+    768,
+    decay_rank=64,
+    iclr_rank=64,
+    gate_rank=128,
+    spectrogram=PUBLISHED_SPECTROGRAM,
+    norm=False,
+    hears_padding=True,
+)
 
 SOUNDS = (
     Entry("whisper-small", "transformers", WHISPER_SMALL, 768, 1500, "mit"),
@@ -123,7 +130,7 @@ SOUNDS = (
     Entry("wavlm-base-plus", "transformers", WAVLM_BASE, 768, 1999, "cc-by-sa-3.0"),
     Entry("wavlm-large", "transformers", WAVLM_LARGE, 1024, 1999, "cc-by-sa-3.0"),
     Entry("ast", "transformers", ASTConfig(), 768, 1212, "bsd-3-clause"),
-    Entry("a-rwkv-tiny", "mm-rwkv7", _a_rwkv(TINY), 192, 496, "bsd-3-clause"),
-    Entry("a-rwkv-small", "mm-rwkv7", _a_rwkv(SMALL), 384, 496, "bsd-3-clause"),
-    Entry("a-rwkv-base", "mm-rwkv7", _a_rwkv(BASE), 768, 496, "bsd-3-clause"),
+    Entry("a-rwkv-tiny", "mm-rwkv7", A_RWKV_TINY, 192, 496, "bsd-3-clause"),
+    Entry("a-rwkv-small", "mm-rwkv7", A_RWKV_SMALL, 384, 496, "bsd-3-clause"),
+    Entry("a-rwkv-base", "mm-rwkv7", A_RWKV_BASE, 768, 496, "bsd-3-clause"),
 )

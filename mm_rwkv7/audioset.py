@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-FILE = Path(__file__).with_name("audioset_labels.txt")
+FILE = Path(__file__).parent / "audioset_labels.txt"
 
 
 def labels(classes: int) -> tuple[str, ...]:
