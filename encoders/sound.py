@@ -61,8 +61,11 @@ class SoundEncoder(nn.Module):
         moments = torch.arange(self.grid[0], device=frames.device) < self.moments(frames)[:, None]
         return moments.repeat_interleave(self.grid[1], dim=1)
 
-    def summary(self, windows: Tensor, frames: Tensor) -> Tensor:
-        """-> one vector for each window (W, width), which a classifier reads: the mean of what is heard."""
-        features: Tensor = self(windows, frames)
+    def mean(self, features: Tensor, frames: Tensor) -> Tensor:
+        """features (W, T, width) of the first tokens, or of all -> the mean (W, width) of those that are heard."""
         heard = self.heard(frames)[:, : features.shape[1], None]
         return ((features * heard).sum(1) / heard.sum(1).clamp(min=1)).to(features.dtype)
+
+    def summary(self, windows: Tensor, frames: Tensor) -> Tensor:
+        """-> what a published classifier reads of each window (W, width)."""
+        return self.mean(self(windows, frames), frames)

@@ -113,8 +113,8 @@ class Hearing(nn.Module):
         return torch.cat([row[:count] for row, count in zip(tokens, counts, strict=True)])
 
     def tag(self, windows: Tensor, frames: Tensor) -> Tensor:
-        """-> logits (W, C) of the classes, from what the encoder says of each window as a whole."""
+        """-> logits (W, C) of the classes, from the mean of the encoder's features under sound."""
         if self.head is None:
             raise ValueError("this model has no tagging head")
-        logits: Tensor = self.head(self.encoder.summary(windows, frames))
+        logits: Tensor = self.head(self.encoder.mean(self.encoder(windows, frames), frames))
         return logits.float()

@@ -166,8 +166,7 @@ class TaggingStage(Stage):
         assert self.hearing.head is not None
         encoder = self.hearing.encoder
         features = encoder(group["windows"], group["frames"])
-        heard = encoder.heard(group["frames"])[:, : features.shape[1], None]
-        pooled = (features * heard).sum(1) / heard.sum(1).clamp(min=1)
+        pooled = encoder.mean(features, group["frames"])
         return self.hearing.head(pooled), self.moments(features.unflatten(1, (-1, encoder.grid[1])).mean(2))
 
     def _choice_loss(self, tags: Tensor, group: Mapping[str, Any], parts: dict[str, list[float]]) -> Tensor:
