@@ -12,11 +12,12 @@ from app.output import print_json
 
 
 def encoders(as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the towers that are known by name: tokens for a picture, their width, and the weights' licence."""
-    from encoders.catalogue import CATALOGUE
+    """List the encoders that are known by name: tokens for a picture or a window of sound, their width, and the
+    weights' licence."""
+    from encoders.catalogue import CATALOGUE, SOUNDS
 
     columns = ("name", "library", "width", "tokens", "licence")
-    rows = [{column: getattr(entry, column) for column in columns} for entry in CATALOGUE]
+    rows = [{column: getattr(entry, column) for column in columns} for entry in (*CATALOGUE, *SOUNDS)]
     if as_json:
         print_json(rows)
         return

@@ -158,9 +158,11 @@ def tag(
 
     for sound in sounds:
         check_sound(sound)
-    pipeline = _pipeline(model, device, dtype)
+    from mm_rwkv7.listening import open_listener
+
+    listener = open_listener(model, device, dtype)
     for sound in sounds:
-        tags = pipeline.tag(sound, top)
+        tags = listener.tag(sound, top)
         if as_json:
             print_json({"audio": sound, "tags": [{"label": label, "score": score} for label, score in tags]})
         else:

@@ -76,7 +76,7 @@ class Handlers:
         if sound is None or hearing is None:
             return None, None
         with _refusals_as_messages([("audio", sound)]):
-            drawn = draw(self.pipeline.processor.sound(sound), hearing.tokens.spectrogram)
+            drawn = draw(self.pipeline.processor.sound(sound))
             return drawn, None if hearing.head is None else dict(self.pipeline.tag(sound, TAGS))
 
     def stop(self, request: gr.Request) -> None:

@@ -1,4 +1,4 @@
-"""A sound drawn as the model sees it: time to the right, pitch upwards, the loud bright.
+"""A sound drawn as filter banks see it: time to the right, pitch upwards, the loud bright.
 
 Letters: F frames, M mel bins, C columns of the drawing.
 """
@@ -24,8 +24,9 @@ LOWEST_HERTZ = 20  # of a filter bank
 INK = "#7c8798"  # of the axes: to be read on white and on black
 
 
-def draw(sound: Sound, spectrogram: Spectrogram) -> Image.Image:
+def draw(sound: Sound) -> Image.Image:
     """RGBA, transparent around the spectrogram. A sound of any length takes the same memory."""
+    spectrogram = Spectrogram(rate=sound.rate)
     levels = columns(sound, spectrogram)
     seconds = sound.samples / sound.rate
     unit, name = (60, "minutes") if seconds >= 120 else (1, "seconds")

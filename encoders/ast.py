@@ -51,7 +51,8 @@ class AST(SoundEncoder):
         from transformers import ASTModel
 
         super().__init__()
-        self.width, self.grid, self.spectrogram = config.width, config.grid, config.spectrogram
+        self.width, self.grid, self.frontend = config.width, config.grid, config.spectrogram
+        self.spectrogram = config.spectrogram
         sizes = Sizes(
             hidden_size=config.width,
             num_hidden_layers=config.layers,
@@ -67,10 +68,19 @@ class AST(SoundEncoder):
         self.body = ASTModel(sizes)
 
     def forward(self, windows: Tensor, frames: Tensor) -> Tensor:
+        moments, bins = self.grid
+        features: Tensor = self._read(windows)[:, 2:]
+        return features.unflatten(1, (bins, moments)).transpose(1, 2).flatten(1, 2)  # they lie bin by bin
+
+    def summary(self, windows: Tensor, frames: Tensor) -> Tensor:
+        """-> the mean of the two class tokens (W, D), which its published classifiers read."""
+        return self._read(windows)[:, :2].mean(1)
+
+    def _read(self, windows: Tensor) -> Tensor:
+        """-> the class tokens, then the patches (W, 2 + T, D)."""
         weights = next(self.body.parameters())
         features: Tensor = self.body(self.spectrogram.normalise(windows).to(weights.dtype)).last_hidden_state
-        moments, bins = self.grid
-        return features[:, 2:].unflatten(1, (bins, moments)).transpose(1, 2).flatten(1, 2)  # they lie bin by bin
+        return features
 
 
 # Where a part of the original's keys (github.com/YuanGongND/ast) and of older Hugging Face files' goes.

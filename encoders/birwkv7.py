@@ -30,6 +30,8 @@ class BiRWKV7Config:
     patch: the frames and the bins under one token.
     stem: widths of convolutions before the patches, each of which halves the picture; with few sounds to learn from
         they learn faster than patches of the bare spectrogram (arXiv 2106.14881).
+    norm: whether one follows the last block; A-RWKV's is in its classifier, after the mean.
+    hears_padding: whether the zeros that follow a sound are heard as well, as A-RWKV hears them.
     """
 
     width: int = 192
@@ -42,6 +44,8 @@ class BiRWKV7Config:
     patch: tuple[int, int] = (16, 16)
     stem: tuple[int, ...] = ()
     spectrogram: Spectrogram = field(default_factory=Spectrogram)
+    norm: bool = True
+    hears_padding: bool = False
     kind: str = "birwkv7"
 
     def __post_init__(self) -> None:
@@ -63,6 +67,8 @@ class BiRWKV7Config:
 TINY = BiRWKV7Config()
 SMALL = BiRWKV7Config(width=384, gate_rank=64)
 BASE = BiRWKV7Config(width=768, decay_rank=64, iclr_rank=64, gate_rank=128)
+# What the published weights hear (github.com/Jiayu-Xiong/AudioRWKV at 0341467, dataloader.py and run.py).
+PUBLISHED_SPECTROGRAM = Spectrogram(32_000, 128, 992, mean=-4.421761, scale=4.32408, lowest=50.0, highest=14_000.0)
 
 
 class ConvShift(nn.Module):
@@ -193,14 +199,14 @@ class Convolution(nn.Module):
 class BiRWKV7(SoundEncoder):
     """windows (W, F, M), frames (W,) -> features (W, T, D), zero where there is no sound.
 
-    Windows may be shorter than the spectrogram's, a multiple of the patch. What follows the longest
-    sound costs nothing.
-    `scan` is the recurrence, `mm_rwkv7.ops.wkv7`.
+    Windows may be shorter than the spectrogram's, a multiple of the patch. What follows the longest sound costs
+    nothing. `scan` is the recurrence, `mm_rwkv7.ops.wkv7`.
     """
 
     def __init__(self, config: BiRWKV7Config, scan: Scan) -> None:
         super().__init__()
-        self.width, self.grid, self.spectrogram = config.width, config.grid, config.spectrogram
+        self.width, self.grid, self.frontend = config.width, config.grid, config.spectrogram
+        self.spectrogram, self.hears_padding = config.spectrogram, config.hears_padding
         self.patch = config.patch[0]
         widths = (1, *config.stem)
         self.stem = nn.Sequential(*map(Convolution, widths[:-1], widths[1:]))
@@ -208,11 +214,13 @@ class BiRWKV7(SoundEncoder):
         self.patches = nn.Conv2d(widths[-1], config.width, (time, pitch), stride=(time, pitch))
         self.positions = nn.Parameter(torch.empty(self.tokens, config.width))
         self.blocks = nn.ModuleList(Block(config, layer, scan) for layer in range(config.layers))
-        self.ln_out = nn.LayerNorm(config.width)
+        self.ln_out = nn.LayerNorm(config.width) if config.norm else nn.Identity()
         initialise(self)
 
     def forward(self, windows: Tensor, frames: Tensor) -> Tensor:
         tokens = windows.shape[1] // self.patch * self.grid[1]
+        if self.hears_padding:
+            frames = torch.full_like(frames, windows.shape[1])
         windows = windows[:, : -(-int(frames.max()) // self.patch) * self.patch]
         picture = self.spectrogram.normalise(windows).to(self.positions.dtype)[:, None]
         if len(self.stem):  # its convolutions reach beyond the end of the sound
@@ -225,6 +233,9 @@ class BiRWKV7(SoundEncoder):
         for block in self.blocks:
             x, v_first = block(x, v_first, heard)
         return F.pad(self.ln_out(x) * heard, (0, 0, 0, tokens - x.shape[1]))
+
+    def heard(self, frames: Tensor) -> Tensor:
+        return super().heard(torch.full_like(frames, self.frontend.frames) if self.hears_padding else frames)
 
 
 def initialise(encoder: BiRWKV7) -> None:

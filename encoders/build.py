@@ -10,9 +10,11 @@ from encoders.sound import SoundEncoder
 from encoders.timm_tower import TimmTower
 from encoders.tower import Tower
 from encoders.transformers_tower import TransformersTower, TransformersTowerConfig
+from encoders.wavlm import WavLM, WavLMConfig
+from encoders.whisper import Whisper, WhisperConfig
 
 TowerConfig = SingleTowerConfig | ConcatTowerConfig  # told apart by `kind`; without one it is timm's
-SoundEncoderConfig = BiRWKV7Config | ASTConfig
+SoundEncoderConfig = BiRWKV7Config | ASTConfig | WhisperConfig | WavLMConfig
 
 # What the libraries raise for sizes and options that they do not check.
 UNCHECKED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
@@ -47,7 +49,23 @@ def _build_single(config: SingleTowerConfig, pretrained: bool) -> Tower:
             return TimmTower(config, pretrained)
 
 
-def build_sound(config: SoundEncoderConfig, scan: Scan) -> SoundEncoder:
-    """The sound encoder that `config` describes, with random weights, to be replaced by a checkpoint's. `scan` is the
-    recurrence of those that have one: `mm_rwkv7.ops.wkv7`."""
+def build_sound(config: SoundEncoderConfig, scan: Scan, pretrained: bool = False) -> SoundEncoder:
+    """The sound encoder that `config` describes: with the weights that are published under its name, or with random
+    ones, to be replaced by a checkpoint's. `scan` is the recurrence of those that have one: `mm_rwkv7.ops.wkv7`. Raises
+    ValueError where the config describes none."""
+    try:
+        return _build_sound(config, scan, pretrained)
+    except UNCHECKED as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the {config.kind} encoder cannot be built: {type(error).__name__}: {reason}") from error
+
+
+def _build_sound(config: SoundEncoderConfig, scan: Scan, pretrained: bool) -> SoundEncoder:
+    match config:
+        case WhisperConfig():
+            return Whisper(config, pretrained)
+        case WavLMConfig():
+            return WavLM(config, pretrained)
+    if pretrained:
+        raise ValueError(f"no weights of the {config.kind} encoder are published under a name")
     return AST(config) if isinstance(config, ASTConfig) else BiRWKV7(config, scan)

@@ -14,7 +14,8 @@ from torch import Tensor
 class Spectrogram:
     """How a waveform becomes windows of `frames` frames of `bins` logarithms, every 10 ms one of 25 ms.
 
-    The defaults are those of AST (and of `transformers.ASTFeatureExtractor`): 16 kHz, 128 bins, windows of 10.24 s. An
+    The bins reach from `lowest` to `highest` Hz, or to half the rate. The defaults are those of AST (and of
+    `transformers.ASTFeatureExtractor`): 16 kHz, 128 bins, windows of 10.24 s. An
     encoder normalises by (x - mean) / scale; AST's scale is twice AudioSet's deviation of 4.5689974.
     """
 
@@ -23,6 +24,8 @@ class Spectrogram:
     frames: int = 1024
     mean: float = -4.2677393
     scale: float = 9.1379948
+    lowest: float = 20.0
+    highest: float | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("rate", 1000), ("bins", 4), ("frames", 1)):
@@ -30,6 +33,10 @@ class Spectrogram:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if self.scale <= 0:
             raise ValueError(f"scale is {self.scale}, expected more than 0")
+        if not 0 <= self.lowest < (self.highest or self.rate / 2) <= self.rate / 2:
+            raise ValueError(
+                f"the bins reach from {self.lowest} to {self.highest} Hz, expected to lie between 0 and {self.rate / 2}"
+            )
 
     @property
     def hop(self) -> int:
@@ -86,5 +93,7 @@ class Spectrogram:
             sample_frequency=self.rate,
             window_type="hanning",
             num_mel_bins=self.bins,
+            low_freq=self.lowest,
+            high_freq=self.highest or 0.0,  # which is Kaldi's for half the rate
         )
         return features

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from encoders.protocol import Preprocess
+from encoders.published import fetch
 from encoders.tower import Grid, Tower
 
 # model_type of a vision config -> the classes of transformers
@@ -63,7 +63,7 @@ class TransformersTower(Tower):
             raise ValueError("the tower's config names no repository to fetch pretrained weights from")
 
         def make(pretrained: bool) -> Any:
-            return _fetch(model_class, config.name, vision) if pretrained else model_class(vision)
+            return fetch(model_class, config.name, vision) if pretrained else model_class(vision)
 
         self.config = config
         self.patch: int = vision.patch_size
@@ -75,20 +75,6 @@ class TransformersTower(Tower):
         if self.config.norm:
             features = body.post_layernorm(features)
         return features if self.config.class_token else features[:, -side * side :], (side, side)
-
-
-def _fetch(model_class: Any, name: str, vision: Any) -> Any:
-    """The model with the weights of the repository `name`, strictly: for missing ones transformers would only warn."""
-    body, found = model_class.from_pretrained(
-        name, config=vision, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-    )
-    problems = [f"missing {key}" for key in sorted(found["missing_keys"])]
-    problems += [
-        f"{key} has shape {tuple(has)}, expected {tuple(wants)}" for key, has, wants in sorted(found["mismatched_keys"])
-    ]
-    if problems:
-        raise ValueError(f"{name} does not fit the tower's config: " + "; ".join(problems))
-    return body
 
 
 def own_name(name: str) -> str | None:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from encoders.build import TowerConfig, build_tower
-from encoders.protocol import Encoder
+from encoders.build import build_sound, build_tower
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.ops import wkv7
 from mm_rwkv7.weights import load_strictly, replacing
 
 SHARD = 5 * 10**9  # bytes; larger models are split, with an index
@@ -59,9 +59,11 @@ def build(opened: Checkpoint, dtype: torch.dtype | None) -> MMRWKV7:
     Tensors that need no cast stay memory-mapped."""
     model = without_weights(opened)
     tensors = dict(opened.tensors)
-    if opened.fetch_tower and opened.config.tower is not None:
-        published = _fetch_tower(opened, opened.config.tower).state_dict()
-        tensors |= {f"tower.{name}": tensor for name, tensor in published.items()}
+    config = opened.config
+    if opened.fetch_tower and (tower := config.tower) is not None:
+        tensors |= _fetched(opened, "tower", lambda: build_tower(tower, pretrained=True))
+    if opened.fetch_sound and (sound := config.sound) is not None:
+        tensors |= _fetched(opened, "sound.encoder", lambda: build_sound(sound.encoder, wkv7, pretrained=True))
     load_strictly(model, tensors, opened.path, dtype, spell=opened.spell)
     return model.eval()
 
@@ -75,13 +77,14 @@ def without_weights(opened: Checkpoint) -> MMRWKV7:
         raise ValueError(f"{opened.path}: {error}") from error
 
 
-def _fetch_tower(opened: Checkpoint, config: TowerConfig) -> Encoder:
+def _fetched(opened: Checkpoint, part: str, build: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    """The published weights of a `part` that the file leaves out, under their names in the model."""
     try:
-        return build_tower(config, pretrained=True)
+        return {f"{part}.{name}": tensor for name, tensor in build().state_dict().items()}
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"{opened.path} leaves out its tower, whose published weights cannot be fetched: {reason}"
+            f"{opened.path} leaves out its {part}, whose published weights cannot be fetched: {reason}"
         ) from error
 
 

@@ -24,7 +24,8 @@ class PromptTemplate:
     """How messages become one text. `{image}` in `image` stands for the run of image placeholders, with the World ids
     `image_start` and `image_end` around it; `{audio}` in `audio` for that of a sound's. What follows must be the same
     for both in a model that hears: a turn may be left open after either. `images_first` puts the pictures and sounds of
-    a user's turn before all of it, `user` included, as WorldRWKV's first generation does. `answer` comes between
+    a user's turn before all of it, `user` included, as WorldRWKV's first generation does. With `wordless`
+    too, pictures and sounds without words are a whole turn, which is answered as it is. `answer` comes between
     `assistant` and the answer.
 
     The defaults are those of RWKV-7 World and VisualRWKV-7: `User: <image>\\nQUESTION\\n\\nAssistant:`, then
@@ -41,6 +42,7 @@ class PromptTemplate:
     caption: str = "Describe the picture."
     answer: str = " "
     images_first: bool = False
+    wordless: bool = False
     image_start: int | None = None
     image_end: int | None = None
 
@@ -50,6 +52,8 @@ class PromptTemplate:
         for name in ("image", "audio"):
             if getattr(self, name).count(f"{{{name}}}") != 1:
                 raise ValueError(f"the template's {name} is {getattr(self, name)!r}, expected {{{name}}} in it once")
+        if self.wordless and not self.images_first:
+            raise ValueError("a template that answers pictures and sounds without words puts them first")
 
 
 @dataclass(frozen=True)

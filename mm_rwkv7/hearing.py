@@ -3,7 +3,7 @@
 Letters: W windows, F frames of a window, M mel bins, E width of the encoder, D width of the language model, C classes.
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from encoders.build import SoundEncoderConfig, build_sound
 from encoders.pooling import pool_grid
-from encoders.spectrogram import Spectrogram
+from encoders.sound import Frontend
 from mm_rwkv7.ops import wkv7
 from mm_rwkv7.projector import AnyProjectorConfig, ProjectorConfig, build_projector
+from mm_rwkv7.tagger import build_head
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,26 @@ class SoundConfig:
 
 @dataclass(frozen=True)
 class SoundTokens:
-    """What a prompt has to know of the encoder: how a waveform becomes windows, and how many tokens a whole one
-    gives, moment by moment."""
+    """What a prompt has to know of the encoder: how a waveform becomes windows, how many tokens a whole one gives,
+    moment by moment, and how many of the moments are `heard` of a window, of which so many frames are sound."""
 
-    spectrogram: Spectrogram
+    frontend: Frontend
     moments: int
     pitches: int
+    heard: Callable[[int], int]
 
     def of_window(self, frames: int) -> int:
-        """Tokens of a window of which so many frames are sound: as many moments as have sound under them."""
-        return math.ceil(frames * self.moments / self.spectrogram.frames) * self.pitches
+        """Tokens of a window of which so many frames, one at least, are sound."""
+        return self.heard(frames) * self.pitches
 
     def count(self, samples: int) -> int:
         """Tokens of a sound of so many samples."""
-        return self.of_frames(self.spectrogram.count(samples))
+        return self.of_frames(self.frontend.count(samples))
 
     def of_frames(self, frames: int) -> int:
         """Tokens of a sound of so many frames, in one window after another."""
-        whole, rest = divmod(frames, self.spectrogram.frames)
-        return whole * self.of_window(self.spectrogram.frames) + self.of_window(rest)
+        whole, rest = divmod(frames, self.frontend.frames)
+        return whole * self.of_window(self.frontend.frames) + (self.of_window(rest) if rest else 0)
 
 
 class Hearing(nn.Module):
@@ -80,9 +82,18 @@ class Hearing(nn.Module):
         cells = moments * pitches
         if self.projector.tokens(cells) != cells:  # fewer come out, and a moment is no longer a row of the grid
             moments, pitches = self.projector.tokens(cells), 1
-        self.tokens = SoundTokens(self.encoder.spectrogram, moments, pitches)
+        self.tokens = SoundTokens(self.encoder.frontend, moments, pitches, self._heard)
         classes = len(config.labels)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes)) if classes else None
+        self.head = build_head(width, classes) if classes else None
+
+    def _heard(self, frames: int) -> int:
+        """How many of the tokens' moments have sound under them in a window with so many frames of it."""
+        heard = self.encoder.moments(frames)
+        whole, pitches = self.encoder.grid
+        if self.pool is not None:
+            heard = -(-heard * self.pool[0] // whole)
+            whole, pitches = self.pool
+        return self.projector.under(heard * pitches, whole * pitches) // self.tokens.pitches
 
     def forward(self, windows: Tensor, frames: Tensor) -> Tensor:
         """-> tokens (W, `tokens.moments * tokens.pitches`, D), of which those of `tokens.of_window` lie under sound."""
@@ -105,8 +116,5 @@ class Hearing(nn.Module):
         """-> logits (W, C) of the classes, from the mean of the encoder's features under sound."""
         if self.head is None:
             raise ValueError("this model has no tagging head")
-        features = self.encoder(windows, frames)
-        heard = self.encoder.heard(frames)[..., None]
-        pooled = (features * heard).sum(1) / heard.sum(1).clamp(min=1)
-        logits: Tensor = self.head(pooled.to(features.dtype))
+        logits: Tensor = self.head(self.encoder.mean(self.encoder(windows, frames), frames))
         return logits.float()

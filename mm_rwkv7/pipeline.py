@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,9 @@ from mm_rwkv7.processor import Batch, Message, Processor
 from mm_rwkv7.sampling import Sampler, Sampling
 from mm_rwkv7.sounds import Sound, SoundSource
 from mm_rwkv7.state import State
+from mm_rwkv7.tagger import Tags, batches, likeliest
 from mm_rwkv7.tokenizer import Tokenizer
 from mm_rwkv7.weights import INT8, choose_device, choose_dtype, locate
-
-WINDOWS = 8  # of a sound that are encoded at once
 
 
 @dataclass(frozen=True)
@@ -208,7 +206,7 @@ class Pipeline:
         return self.ask(self.model.config.template.caption, [image], sampling=sampling).text
 
     @torch.no_grad()
-    def tag(self, audio: SoundSource, top: int = 10) -> list[tuple[str, float]]:
+    def tag(self, audio: SoundSource, top: int = 10) -> Tags:
         """The likeliest classes of a sound with their probabilities, which need not add up to one: several may be
         heard. Those of a long sound are the means over its windows."""
         hearing = self.model.sound
@@ -216,14 +214,9 @@ class Pipeline:
             raise ValueError(f"model {self.name!r} has no sound encoder, it cannot hear")
         if hearing.head is None:
             raise ValueError(f"model {self.name!r} has no tagging head, it can be asked about a sound")
-        labels = self.model.config.sound.labels
-        total, frames = torch.zeros(len(labels)), 0
-        for windows, sounding in self._windows(self.processor.sound(audio)):
-            scores = hearing.tag(windows, sounding).sigmoid()
-            total += (scores * sounding[:, None]).sum(0).cpu()
-            frames += int(sounding.sum())
-        best = (total / frames).topk(min(top, len(labels)))
-        return [(labels[i], score) for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        windows = self._windows(self.processor.sound(audio))
+        scored = ((hearing.tag(pictures, frames), frames) for pictures, frames in windows)
+        return likeliest(scored, self.model.config.sound.labels, top)
 
     def prefill(self, messages: Sequence[Message], state: State | None = None) -> State:
         """Read messages without answering. After a message of pictures and sounds alone the turn stays open: any number
@@ -268,13 +261,8 @@ class Pipeline:
                 yield self.model.hear(windows, frames)
 
     def _windows(self, sound: Sound) -> Iterator[tuple[Tensor, Tensor]]:
-        """(W, F, M) and how many frames of each are sound (W,), a few at a time: memory does not grow with the
-        length."""
         assert self.processor.sound_tokens is not None
-        windows = self.processor.sound_tokens.spectrogram.windows(sound.blocks())
-        while several := list(islice(windows, WINDOWS)):
-            pictures, frames = zip(*several, strict=True)
-            yield torch.stack(pictures).to(self.device), torch.tensor(frames, device=self.device)
+        return batches(self.processor.sound_tokens.frontend, sound, self.device)
 
     def _write(
         self,

@@ -120,7 +120,7 @@ class Processor:
 
     def sound(self, source: SoundSource) -> Sound:
         """A sound as the encoder's waveform."""
-        return Sound.read(source, self._hearing().spectrogram.rate)
+        return Sound.read(source, self._hearing().frontend.rate)
 
     def _hearing(self) -> SoundTokens:
         if self.sound_tokens is None:
@@ -170,10 +170,12 @@ class Processor:
             role, content = messages[-1]["role"], messages[-1]["content"]
             if role != "user":
                 raise ValueError(f"the last message is from {role!r}, expected 'user' when an answer is wanted")
-            if not _has_words(content):
+            if not self.template.wordless and not _has_words(content):
                 raise ValueError("the question is empty")
             segments.append(self.template.assistant)
-        elif messages[-1]["role"] == "user" and not _has_words(messages[-1]["content"]):
+        elif (
+            isinstance(segments[-1], str) and messages[-1]["role"] == "user" and not _has_words(messages[-1]["content"])
+        ):
             del segments[-1]  # the turn's end: the words are still to come
         return segments
 
@@ -206,6 +208,8 @@ class Processor:
         if template.images_first:
             media = [part for part in parts if isinstance(part, Medium)]
             words = "\n".join(part for part in parts if isinstance(part, str))
+            if template.wordless and not words:
+                return list(media)
             return [*media, template.user + words + template.turn_end]
         segments: list[str | Medium] = []
         image, _, after = template.image.partition("{image}")

@@ -59,12 +59,26 @@ class AdapterProjectorConfig:
         _check_hidden(self.hidden_width)
 
 
+@dataclass(frozen=True)
+class SpeechProjectorConfig:
+    """WorldRWKV's for sounds: the neighbourhood of every second feature, then a two-layer perceptron with ReLU."""
+
+    input_width: int
+    hidden_width: int
+    kind: str = "speech"
+
+    def __post_init__(self) -> None:
+        _check_hidden(self.hidden_width)
+
+
 def _check_hidden(width: int) -> None:
     if width < 1:
         raise ValueError(f"hidden_width is {width}, expected at least 1")
 
 
-AnyProjectorConfig = ProjectorConfig | GatedProjectorConfig | LinearProjectorConfig | AdapterProjectorConfig
+AnyProjectorConfig = (
+    ProjectorConfig | GatedProjectorConfig | LinearProjectorConfig | AdapterProjectorConfig | SpeechProjectorConfig
+)
 
 
 class Projector(nn.Module):
@@ -73,6 +87,10 @@ class Projector(nn.Module):
     def tokens(self, cells: int) -> int:
         """How many tokens come out for a picture of so many features. Raises ValueError where they cannot be read."""
         return cells
+
+    def under(self, first: int, cells: int) -> int:
+        """How many of the tokens for `cells` features have some of the `first` ones under them."""
+        return first
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor: ...
@@ -87,6 +105,8 @@ def build_projector(config: AnyProjectorConfig, output_width: int) -> Projector:
             return LinearProjector(config, output_width)
         case AdapterProjectorConfig():
             return AdapterProjector(config, output_width)
+        case SpeechProjectorConfig():
+            return SpeechProjector(config, output_width)
         case _:
             return PerceptronProjector(config, output_width)
 
@@ -168,8 +188,32 @@ class AdapterProjector(Projector):
             raise ValueError(f"the projector's convolution needs at least 3 tokens, a picture has {cells}")
         return (cells - 3) // 2 + 1
 
+    def under(self, first: int, cells: int) -> int:
+        return first if self.conv is None else min((first + 1) // 2, self.tokens(cells))
+
     def forward(self, features: Tensor) -> Tensor:
         if self.conv is not None:
             features = self.conv(features.transpose(1, 2)).transpose(1, 2)
         x = self.mlp(features)
         return x + self.pre_norm(x)
+
+
+class SpeechProjector(Projector):
+    """A file does not say how its convolution is padded: two zeros to either side since March 2025, of when the
+    published models are."""
+
+    def __init__(self, config: SpeechProjectorConfig, output_width: int) -> None:
+        super().__init__()
+        width = config.hidden_width
+        self.conv = nn.Conv1d(config.input_width, width, kernel_size=3, stride=2, padding=2)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, output_width))
+
+    def tokens(self, cells: int) -> int:
+        return (cells + 1) // 2 + 1
+
+    def under(self, first: int, cells: int) -> int:
+        return self.tokens(first)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x: Tensor = self.mlp(self.conv(features.mT).mT)
+        return x

@@ -41,7 +41,7 @@ class AnswerStage(Stage):
         if not blind:
             self.prefix += processor.placeholders()
         tokens, template = processor.sound_tokens, processor.template
-        self.features = None if tokens is None else Features(tokens.spectrogram)
+        self.features = None if tokens is None else Features(tokens.frontend)
         self.sound_prefix = processor.tokenizer.encode(template.user + template.audio.partition("{audio}")[0])
 
     def collate(self, drawn: Sequence[tuple[str, AnySample]], rng: random.Random) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class AnswerStage(Stage):
         tokens = self.processor.sound_tokens
         assert tokens is not None
         assert self.features is not None
-        length = tokens.spectrogram.frames
+        length = tokens.frontend.frames
         windows, rows = [], []
         for name, sound in drawn:
             way = AUGMENTATIONS.get(name, Augmentation())

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from encoders.sound import Frontend
 from encoders.spectrogram import Spectrogram
 from mm_rwkv7.sounds import load_sound
 from mm_rwkv7.synthetic import events, hearing, soundscapes
@@ -169,14 +170,17 @@ class SpokenDigits(Recordings):
 class Features:
     """Spectrograms of sounds, (F, M); those of sounds that come again are kept."""
 
-    def __init__(self, spectrogram: Spectrogram) -> None:
-        self.spectrogram = spectrogram
+    def __init__(self, frontend: Frontend) -> None:
+        self.frontend = frontend
         self._known: dict[int, tuple[Sound, Tensor]] = {}
 
     def __call__(self, sound: Sound) -> Tensor:
         if id(sound) in self._known:
             return self._known[id(sound)][1]
-        features = torch.cat(list(self.spectrogram.features(iter([torch.from_numpy(sound.waveform)]))))
+        if not isinstance(self.frontend, Spectrogram):
+            kind = type(self.frontend).__name__
+            raise ValueError(f"training changes sounds as a Spectrogram, the encoder reads a {kind}")
+        features = torch.cat(list(self.frontend.features(iter([torch.from_numpy(sound.waveform)]))))
         if not sound.fresh:
             self._known[id(sound)] = sound, features
         return features

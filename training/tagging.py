@@ -64,12 +64,12 @@ class TaggingStage(Stage):
         if missing := sorted({label for source in sources.values() for label in source.labels} - self.number.keys()):
             raise ValueError(f"the tagging head has no classes {missing}, which the sources hold")
         self.classes = {name: [self.number[label] for label in source.labels] for name, source in sources.items()}
-        self.seconds = encoder.spectrogram.frames / 100 / encoder.grid[0]  # of a moment
+        self.seconds = encoder.frontend.frames / 100 / encoder.grid[0]  # of a moment
         # per moment: loudness, begin, its place, low, high, octave, noise, events
         self.moments = nn.Linear(encoder.width, 6 + 1 + len(NOISES) + len(EVENTS))
         self.average = copy.deepcopy(self._averaged()).requires_grad_(False)
         self.register_buffer("averaged_steps", torch.zeros(()))
-        self.features = Features(encoder.spectrogram)
+        self.features = Features(encoder.frontend)
 
     @property
     def hearing(self) -> Hearing:
@@ -92,7 +92,7 @@ class TaggingStage(Stage):
                 j, share = rng.choice(others), rng.uniform(0, 0.5)
                 picture = mixed(picture, pictures[j], share)
                 wanted = torch.lerp(wanted, labels[j], share)
-            picture = picture[: self.hearing.encoder.spectrogram.frames]
+            picture = picture[: self.hearing.encoder.frontend.frames]
             loudness = self._loudness(picture)  # as it is heard: the masks hide some of it
             rows.append(Row(name, masked(picture, way, rng), wanted, loudness, self._targets(sound)))
         sizes = sorted({row.frames for row in rows})
@@ -102,7 +102,7 @@ class TaggingStage(Stage):
         }
 
     def _group(self, rows: Sequence[Row]) -> dict[str, Any]:
-        size = min(rows[0].frames, self.hearing.encoder.spectrogram.frames)
+        size = min(rows[0].frames, self.hearing.encoder.frontend.frames)
         moments = math.ceil(size / 100 / self.seconds - 1e-9)
         return {
             "windows": _padded([row.picture for row in rows], size, 0.0),
@@ -181,8 +181,7 @@ class TaggingStage(Stage):
         assert self.hearing.head is not None
         encoder = self.hearing.encoder
         features = encoder(group["windows"], group["frames"])
-        heard = encoder.heard(group["frames"])[:, : features.shape[1], None]
-        pooled = (features * heard).sum(1) / heard.sum(1).clamp(min=1)
+        pooled = encoder.mean(features, group["frames"])
         return self.hearing.head(pooled), self.moments(features.unflatten(1, (-1, encoder.grid[1])).mean(2))
 
     def _choice_loss(self, tags: Tensor, group: Mapping[str, Any], parts: dict[str, list[float]]) -> Tensor:

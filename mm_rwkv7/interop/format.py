@@ -15,8 +15,9 @@ from mm_rwkv7.interop.files import Stored
 class Checkpoint:
     """A checkpoint of any format as `MMRWKV7(config)` takes it: `tensors` under the names of that module's parameters,
     still in the file (memory-mapped) and of the types stored there. What a format does not know keeps its own name,
-    for the strict load to report. `spell` turns one of our names into the file's, for messages. With `fetch_tower` the
-    file leaves out the tower, whose published weights are fetched by name when the model is built."""
+    for the strict load to report. `spell` turns one of our names into the file's, for messages. With `fetch_tower`
+    or `fetch_sound` the file leaves out the tower or the sound encoder: their published weights are fetched by name
+    when the model is built."""
 
     format: str
     config: MMConfig
@@ -24,6 +25,7 @@ class Checkpoint:
     path: Path
     spell: Callable[[str], str] = str
     fetch_tower: bool = False
+    fetch_sound: bool = False
 
 
 class Format(Protocol):

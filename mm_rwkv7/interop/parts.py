@@ -55,8 +55,12 @@ def assemble(format: str, config: MMConfig, parts: Sequence[Part], stored: Store
                 return part.spell(name.removeprefix(part.ours))
         return name
 
-    fetched = config.tower is not None and not any(name.startswith("tower.") for name in tensors)
-    return Checkpoint(format, config, tensors, stored.path, spell, fetched)
+    def left_out(ours: str) -> bool:
+        return not any(name.startswith(ours) for name in tensors)
+
+    tower = config.tower is not None and left_out("tower.")
+    sound = config.sound is not None and left_out("sound.encoder.")
+    return Checkpoint(format, config, tensors, stored.path, spell, tower, sound)
 
 
 class Shapes:

@@ -1,4 +1,4 @@
-"""WorldRWKV (ModRWKV) with a SigLIP2 tower, in its three generations.
+"""WorldRWKV (ModRWKV) with a SigLIP2 tower, in its three generations, or one that hears (`worldrwkv_sound`).
 
 1. March to July 2025: flat BlinkDL names and `modality.world_encoder.`; a picture's features stand before the text.
 2. From August 2025: `llm.`, `proj.`, `encoder.`; the features replace placeholders between two marks.
@@ -10,7 +10,7 @@ The tower is in the file only where it was trained; those weights then are the o
 from functools import partial
 
 from mm_rwkv7.config import MMConfig, PromptTemplate
-from mm_rwkv7.interop import fla
+from mm_rwkv7.interop import fla, worldrwkv_sound
 from mm_rwkv7.interop.files import Stored
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.parts import Part, Shapes, assemble, blinkdl_part, renamed_part
@@ -59,6 +59,8 @@ def open_stored(stored: Stored) -> Checkpoint:
     if generation == 1:
         lm = blinkdl_part(stored.tensors, "", "lm.")
         adapter, vision, perceptron = f"{FIRST}adapter.", f"{FIRST}model.", "proj."
+        if worldrwkv_sound.hears(shapes, adapter):
+            return _open_hearing(shapes, lm, adapter, vision)
     elif generation == 2:
         lm = blinkdl_part(stored.tensors, "llm.", "lm.")
         adapter, vision, perceptron = "proj.", "encoder.model.", "mlp."
@@ -68,11 +70,11 @@ def open_stored(stored: Stored) -> Checkpoint:
     projector = _projector(shapes, adapter, perceptron)
     if not shapes.holds(vision) and projector.input_width != BASE["hidden_size"]:
         raise ValueError(
-            f"{stored.path} leaves out an encoder of width {projector.input_width} (CLIP or a sound encoder), "
+            f"{stored.path} leaves out an encoder of width {projector.input_width} (CLIP, perhaps), "
             f"expected SigLIP2's {BASE['hidden_size']}"
         )
     config = MMConfig(
-        RWKV7Config.of({name: tensor.shape for name, tensor in lm.tensors.items()}, stored.path, lm.spell),
+        _lm_config(stored, lm),
         siglip_config(shapes, vision, PUBLISHED),
         projector,
         template=FIRST_TEMPLATE if generation == 1 else TEMPLATE,
@@ -81,6 +83,21 @@ def open_stored(stored: Stored) -> Checkpoint:
     ours, theirs = partial(_swap, old=perceptron, new="mlp."), partial(_swap, old="mlp.", new=perceptron)
     parts = [lm, renamed_part(stored.tensors, adapter, "projector.", ours, theirs), siglip_part(shapes, vision)]
     return assemble(f"WorldRWKV generation {generation}", config, parts, stored)
+
+
+def _open_hearing(shapes: Shapes, lm: Part, adapter: str, encoder: str) -> Checkpoint:
+    config = MMConfig(
+        _lm_config(shapes.stored, lm),
+        template=worldrwkv_sound.template(FIRST_TEMPLATE),
+        max_new_tokens=MOST_TOKENS,
+        sound=worldrwkv_sound.sound_config(shapes, adapter, encoder),
+    )
+    parts = [lm, *worldrwkv_sound.sound_parts(shapes, adapter, encoder)]
+    return assemble("WorldRWKV generation 1, hearing", config, parts, shapes.stored)
+
+
+def _lm_config(stored: Stored, lm: Part) -> RWKV7Config:
+    return RWKV7Config.of({name: tensor.shape for name, tensor in lm.tensors.items()}, stored.path, lm.spell)
 
 
 def _generation(stored: Stored) -> int | None:
@@ -98,10 +115,7 @@ def _fla_part(stored: Stored) -> Part:
 
 def _projector(shapes: Shapes, adapter: str, perceptron: str) -> AdapterProjectorConfig:
     hidden, width = shapes.of(f"{adapter}{perceptron}0.weight", 2)
-    convolution = f"{adapter}conv.weight" in shapes.stored.tensors
-    if convolution and perceptron == "proj.":
-        raise ValueError(f"{shapes.stored.path} is a WorldRWKV that hears, expected one that sees with SigLIP2")
-    return AdapterProjectorConfig(width, hidden, convolution)
+    return AdapterProjectorConfig(width, hidden, convolution=f"{adapter}conv.weight" in shapes.stored.tensors)
 
 
 def _swap(name: str, old: str, new: str) -> str:

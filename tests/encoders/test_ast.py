@@ -52,7 +52,7 @@ def test_equals_transformers(naming: str, seed: int) -> None:
     expected = model.audio_spectrogram_transformer(**inputs).last_hidden_state[:, 2:]
     tensors = {name if naming == "new" else old_name(name): tensor for name, tensor in model.state_dict().items()}
     encoder = ours(tensors)
-    ((window, frames),) = encoder.spectrogram.windows(iter([waveform]))
+    ((window, frames),) = encoder.frontend.windows(iter([waveform]))
     found = encoder(window[None], torch.tensor([frames]))
     moments, bins = encoder.grid
     assert found.shape == (1, moments * bins, 32) == (1, encoder.tokens, encoder.width)

@@ -2,14 +2,15 @@ import pytest
 import timm
 import torch
 
-from encoders.build import TowerConfig, build_tower
-from encoders.catalogue import CATALOGUE, Entry
+from encoders.build import SoundEncoderConfig, TowerConfig, build_sound, build_tower
+from encoders.catalogue import CATALOGUE, SOUNDS, Entry
 from encoders.concat import ConcatTowerConfig
 from encoders.sam import SamTowerConfig
 from encoders.timm_tower import TimmTowerConfig
+from mm_rwkv7.ops import wkv7
 
 
-def timm_names(config: TowerConfig) -> list[str]:
+def timm_names(config: TowerConfig | SoundEncoderConfig) -> list[str]:
     if isinstance(config, ConcatTowerConfig):
         return [name for part in config.towers for name in timm_names(part)]
     return [config.name] if isinstance(config, TimmTowerConfig | SamTowerConfig) else []
@@ -18,9 +19,18 @@ def timm_names(config: TowerConfig) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
 def test_width_and_tokens_are_those_of_the_architecture(entry: Entry) -> None:
+    assert not isinstance(entry.config, SoundEncoderConfig)
     with torch.device("meta"):
         tower = build_tower(entry.config)
     assert (tower.width, tower.tokens) == (entry.width, entry.tokens)
+
+
+@pytest.mark.parametrize("entry", SOUNDS, ids=lambda entry: entry.name)
+def test_width_and_tokens_are_those_of_the_sound_encoder(entry: Entry) -> None:
+    assert isinstance(entry.config, SoundEncoderConfig)
+    with torch.device("meta"):
+        encoder = build_sound(entry.config, wkv7)
+    assert (encoder.width, encoder.tokens) == (entry.width, entry.tokens)
 
 
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
@@ -31,4 +41,4 @@ def test_licences_are_those_that_timm_records(entry: Entry) -> None:
 
 
 def test_names_are_unique() -> None:
-    assert len({entry.name for entry in CATALOGUE}) == len(CATALOGUE)
+    assert len({entry.name for entry in (*CATALOGUE, *SOUNDS)}) == len(CATALOGUE) + len(SOUNDS)

@@ -65,8 +65,22 @@ def test_a_full_window_is_not_followed_by_an_empty_one(seed: int) -> None:
     assert [frames for _, frames in spectrogram.windows(iter([waveform]))] == [10, 10]
 
 
+def test_bins_lie_between_two_frequencies(seed: int) -> None:
+    """A tone below the lowest bin, or above the highest, is heard in none of them as it is between the two."""
+    spectrogram = Spectrogram(rate=32_000, frames=50, lowest=1000.0, highest=4000.0)
+    energy = {}
+    for hertz in (300, 2000, 9000):
+        tone = torch.sin(torch.arange(16_000) * (hertz * 2 * torch.pi / 32_000)) + 1e-3 * noise(16_000, seed)
+        ((window, frames),) = spectrogram.windows(iter([tone]))
+        energy[hertz] = float(window[:frames].exp().sum(1).mean())
+    assert 100 * max(energy[300], energy[9000]) < energy[2000], f"seed {seed}: {energy}"
+
+
 def test_sizes_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="frames is 0, expected at least 1"):
         Spectrogram(frames=0)
     with pytest.raises(ValueError, match="scale is 0"):
         Spectrogram(scale=0)
+    for lowest, highest in ((-1.0, None), (500.0, 400.0), (8000.0, None), (20.0, 8001.0)):
+        with pytest.raises(ValueError, match="expected to lie between 0 and 8000"):
+            Spectrogram(lowest=lowest, highest=highest)

@@ -17,10 +17,11 @@ from mm_rwkv7.config import MMConfig, PromptTemplate
 from mm_rwkv7.generate import prefill
 from mm_rwkv7.hearing import Hearing, SoundConfig
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.pipeline import WINDOWS, Pipeline, question_about
+from mm_rwkv7.pipeline import Pipeline, question_about
 from mm_rwkv7.projector import AdapterProjectorConfig, ProjectorConfig
 from mm_rwkv7.sounds import KEPT_SECONDS, Sound
 from mm_rwkv7.synthetic import soundscapes
+from mm_rwkv7.tagger import WINDOWS
 from tests.ears import ENCODER, LABELS, RATE, SOUND, SPECTROGRAM, make, noise
 
 GREEN = Image.new("RGB", (30, 30), "green")
@@ -33,7 +34,7 @@ def listener(listening_model: MMRWKV7) -> Pipeline:
 
 
 def windows(hearing: Hearing, waveform: Tensor) -> tuple[Tensor, Tensor]:
-    pictures, frames = zip(*hearing.tokens.spectrogram.windows(iter([waveform])), strict=True)
+    pictures, frames = zip(*hearing.tokens.frontend.windows(iter([waveform])), strict=True)
     return torch.stack(pictures), torch.tensor(frames)
 
 

@@ -143,7 +143,7 @@ def test_the_loss_is_that_of_every_whole_prompt_alone(
         media: dict[str, Any] = {"pixels": prompt.pixels}
         for sound in prompt.sounds:
             assert processor.sound_tokens is not None
-            windows, frames = zip(*processor.sound_tokens.spectrogram.windows(sound.blocks()), strict=True)
+            windows, frames = zip(*processor.sound_tokens.frontend.windows(sound.blocks()), strict=True)
             media |= {"windows": torch.stack(windows), "frames": torch.tensor(frames)}
         if blind:
             start -= int(torch.isin(whole, placeholders).sum())

@@ -267,3 +267,45 @@ def world_3(D: int = 128, layers: int = 2, width: int = 128, depth: int = 3) -> 
         | under("model.llm.", fla(D, layers))
         | {"lm_head.weight": (VOCABULARY, D)}
     )
+
+
+def sound(samples: int = 52_345) -> np.ndarray:
+    """A chirp that fades, over noise that grows, at 16 kHz."""
+    t = np.arange(samples, dtype=np.float64) / 16_000
+    chirp = np.sin(2 * np.pi * (200 + 900 * t) * t) * np.exp(-t)
+    return (0.4 * chirp + 0.02 * t * noise("sound", (samples,)) + 0.01).astype(np.float32)
+
+
+def speech_adapter(width: int, D: int) -> Shapes:
+    """WorldRWKV's projector of sounds."""
+    hidden = 2 * D
+    convolution: Shapes = {"conv.weight": (hidden, width, 3), "conv.bias": (hidden,)}
+    return convolution | linear("proj.0", hidden, hidden) | linear("proj.2", hidden, D)
+
+
+def world_1_hearing(encoder: Mapping[str, tuple[int, ...]], width: int, D: int = 128, layers: int = 1) -> Shapes:
+    """WorldRWKV's first generation that hears, its encoder trained too where shapes of one are given."""
+    behind = "modality.world_encoder."
+    return blinkdl(D, layers) | under(f"{behind}adapter.", speech_adapter(width, D)) | under(f"{behind}model.", encoder)
+
+
+def parameters(model: torch.nn.Module) -> Shapes:
+    """What a library's model is saved as."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def audiorwkv(D: int = 128, layers: int = 2, tokens: int = 496, classes: int = 527, rank: int = 32) -> Shapes:
+    """A-RWKV, whose first layer has parameters for a value residual that it does not use."""
+    shapes: Shapes = {"emb.weight": (D, 1, 16, 16), "emb.bias": (D,), "pos_embed": (1, tokens, D)}
+    for i in range(layers):
+        block = layer_norm("ln1", D) | layer_norm("ln2", D) | layer_norm("att.ln_x", D)
+        vectors = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", "v0", "k_k", "k_a")
+        block |= {f"att.{name}": (1, 1, D) for name in vectors}
+        for letter in "wavg":
+            block |= {f"att.{letter}1": (D, rank), f"att.{letter}2": (rank, D)}
+        block |= {"att.r_k": (D // 64, 64), "att.gate.weight": (D // 64, 64, 1)}
+        block |= {f"att.{name}.weight": (D, D) for name in ("receptance", "key", "value", "output")}
+        block |= {f"{part}.time_shift.weight": (D, 1, 3, 3) for part in ("att", "ffn")}
+        block |= {"ffn.x_k": (1, 1, D)} | linear("ffn.key", D, 4 * D) | linear("ffn.value", 4 * D, D)
+        shapes |= under(f"blocks.{i}.", block)
+    return shapes | layer_norm("ln_out", D) | {"head.weight": (classes, D)}

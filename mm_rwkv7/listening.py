@@ -1,0 +1,48 @@
+"""Whatever can name sounds: a tagger by itself, or a whole model with a tagging head."""
+
+import os
+
+import torch
+
+from mm_rwkv7.interop.files import read
+from mm_rwkv7.interop.taggers import OpenedTagger, open_tagger, tagger_format
+from mm_rwkv7.pipeline import Pipeline
+from mm_rwkv7.sounds import Sound, SoundSource
+from mm_rwkv7.tagger import Tagger, Tags, batches, likeliest
+from mm_rwkv7.weights import choose_device, choose_dtype, load_strictly, locate
+
+
+class Listener:
+    """A published tagger (AST, A-RWKV), which has no language model."""
+
+    def __init__(self, tagger: Tagger, name: str) -> None:
+        self.tagger = tagger
+        self.name = name
+
+    @torch.no_grad()
+    def tag(self, audio: SoundSource, top: int = 10) -> Tags:
+        """The likeliest classes of a sound with their probabilities, which need not add up to one: several may be
+        heard. Those of a long sound are the means over its windows."""
+        frontend = self.tagger.encoder.frontend
+        device = next(self.tagger.parameters()).device
+        windows = batches(frontend, Sound.read(audio, frontend.rate), device)
+        scored = ((self.tagger(pictures, frames), frames) for pictures, frames in windows)
+        return likeliest(scored, self.tagger.config.labels, top)
+
+
+def open_listener(model: str | os.PathLike[str], device: str = "auto", dtype: str = "auto") -> Listener | Pipeline:
+    """What `tag` needs, of any checkpoint. Raises ValueError; see `Pipeline.from_pretrained`."""
+    stored = read(locate(model))
+    format = tagger_format(stored)
+    if format is None:
+        return Pipeline.from_pretrained(model, device, dtype)
+    return Listener(build(open_tagger(stored, format), device, dtype), os.fspath(model))
+
+
+def build(opened: OpenedTagger, device: str = "auto", dtype: str = "auto") -> Tagger:
+    """The tagger of an opened checkpoint. Raises ValueError."""
+    place = choose_device(device)
+    with torch.device("meta"):
+        tagger = Tagger(opened.config)
+    load_strictly(tagger, opened.tensors, opened.path, choose_dtype(dtype, place), place, opened.spell)
+    return tagger.eval()
