@@ -300,7 +300,7 @@ static void rows_int8(const Product *p, int from, int to, int B) { ROWS_OF(INT8)
 
 /* out (n) = x (R) times columns [from, from + n) of a matrix (R, columns), for one vector x. */
 INLINE void columns_typed(int type, const void *data, int R, int columns, int from, int n, const float *x, float *out) {
-    enum { ROWS_AHEAD = 8 };
+    enum { ROWS_AHEAD = 16 };
     int j = 0;
     for (; j + 4 * W <= n; j += 4 * W) {
         Vec total[2][4] = {{{0}}};
@@ -308,7 +308,8 @@ INLINE void columns_typed(int type, const void *data, int R, int columns, int fr
         for (; i + 2 <= R; i += 2)
             UNROLL for (int odd = 0; odd < 2; odd++) {
                 const size_t at = (size_t)(i + odd) * columns + from + j;
-                __builtin_prefetch((const char *)data + (at + (size_t)ROWS_AHEAD * columns) * element_bytes[type]);
+                const char *ahead = (const char *)data + (at + (size_t)ROWS_AHEAD * columns) * element_bytes[type];
+                UNROLL for (int byte = 0; byte < 4 * W * element_bytes[type]; byte += LINE) __builtin_prefetch(ahead + byte);
                 UNROLL for (int u = 0; u < 4; u++) total[odd][u] += load(type, data, at + u * W) * x[i + odd];
             }
         for (; i < R; i++)
