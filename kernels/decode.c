@@ -114,7 +114,19 @@ INLINE Vec load_int8(const void *group, int j) {
     const int byte = j / (GROUP / 4), lane = j % (GROUP / 4);
     Ints lanes;
     memcpy(&lanes, (const int32_t *)group + lane, sizeof lanes);
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(lanes)); /* or GCC reads them from memory again for each byte */
+#endif
     return __builtin_convertvector((Ints)((Bits)lanes << (24 - 8 * byte)) >> 24, Vec);
+}
+
+/* A bf16 number in every lane. */
+INLINE Vec load_scale(const uint16_t *place) {
+#if defined(__AVX512BW__)
+    return (Vec)_mm512_slli_epi32(_mm512_set1_epi16((short)*place), 16);
+#else
+    return splat(bf16(*place));
+#endif
 }
 
 INLINE float load_one(int type, const void *data, size_t i) {
@@ -230,8 +242,8 @@ INLINE void finish_one(float *out, float y, int finish) {
 INLINE void one_row(int type, const Product *p, int row, int B) {
     const size_t stride = type == INT8 ? (size_t)(p->n + GROUP - 1) / GROUP * GROUP : (size_t)p->n;
     const char *data = (const char *)p->tensor->data + (size_t)row * stride * element_bytes[type];
-    Vec total[ROWS];
-    UNROLL for (int b = 0; b < B; b++) total[b] = (Vec){0};
+    Vec total[ROWS][2]; /* two, or each product would wait for the one before */
+    UNROLL for (int b = 0; b < B; b++) total[b][0] = total[b][1] = (Vec){0};
     int i = 0;
     if (type == INT8) {
         const uint16_t *scales = p->tensor->scales + (size_t)row * (stride / GROUP);
@@ -243,21 +255,23 @@ INLINE void one_row(int type, const Product *p, int row, int B) {
                 const Vec weight = load_int8(data + i, j);
                 UNROLL for (int b = 0; b < B; b++) part[b] += weight * load_fp32(p->x + b * p->x_stride + i + j);
             }
-            const float scale = bf16(scales[i / GROUP]);
-            UNROLL for (int b = 0; b < B; b++) total[b] += part[b] * scale;
+            const Vec scale = load_scale(scales + i / GROUP);
+            UNROLL for (int b = 0; b < B; b++) total[b][0] += part[b] * scale;
         }
     } else {
         const int step = LINE / element_bytes[type];
-        for (; i + step <= p->n; i += step) {
+        for (; i + 2 * step <= p->n; i += 2 * step) {
             FETCH_AHEAD(data + i * element_bytes[type]);
-            UNROLL for (int j = 0; j < step; j += W) {
+            FETCH_AHEAD(data + (i + step) * element_bytes[type]);
+            UNROLL for (int j = 0; j < 2 * step; j += W) {
                 const Vec weight = load(type, data, i + j);
-                UNROLL for (int b = 0; b < B; b++) total[b] += weight * load_fp32(p->x + b * p->x_stride + i + j);
+                UNROLL for (int b = 0; b < B; b++)
+                    total[b][j / W % 2] += weight * load_fp32(p->x + b * p->x_stride + i + j);
             }
         }
     }
     UNROLL for (int b = 0; b < B; b++) {
-        float y = sum(total[b]);
+        float y = sum(total[b][0] + total[b][1]);
         for (int j = i; j < p->n; j++) y += load_one(type, data, j) * p->x[b * p->x_stride + j];
         finish_one(p->out + (size_t)b * p->out_stride + row, y, p->finish);
     }
@@ -286,7 +300,7 @@ static void rows_int8(const Product *p, int from, int to, int B) { ROWS_OF(INT8)
 
 /* out (n) = x (R) times columns [from, from + n) of a matrix (R, columns), for one vector x. */
 INLINE void columns_typed(int type, const void *data, int R, int columns, int from, int n, const float *x, float *out) {
-    enum { ROWS_AHEAD = 8 };
+    enum { ROWS_AHEAD = 16 };
     int j = 0;
     for (; j + 4 * W <= n; j += 4 * W) {
         Vec total[2][4] = {{{0}}};
@@ -294,7 +308,8 @@ INLINE void columns_typed(int type, const void *data, int R, int columns, int fr
         for (; i + 2 <= R; i += 2)
             UNROLL for (int odd = 0; odd < 2; odd++) {
                 const size_t at = (size_t)(i + odd) * columns + from + j;
-                __builtin_prefetch((const char *)data + (at + (size_t)ROWS_AHEAD * columns) * element_bytes[type]);
+                const char *ahead = (const char *)data + (at + (size_t)ROWS_AHEAD * columns) * element_bytes[type];
+                UNROLL for (int byte = 0; byte < 4 * W * element_bytes[type]; byte += LINE) __builtin_prefetch(ahead + byte);
                 UNROLL for (int u = 0; u < 4; u++) total[odd][u] += load(type, data, at + u * W) * x[i + odd];
             }
         for (; i < R; i++)

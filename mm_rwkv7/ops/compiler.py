@@ -11,7 +11,8 @@ from pathlib import Path
 from .artefacts import compiled, source
 
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-ffp-contract=fast")
-NATIVE: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])  # how compilers are told to build for this very processor
+# How compilers are told to build for this very processor.
+NATIVE: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])
 
 
 class NoKernelError(RuntimeError):

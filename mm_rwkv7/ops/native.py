@@ -34,6 +34,10 @@ def forward(
     r, log_w, k, v, a, b = inputs
     B, T, H, N = r.shape
     sequences = B if cu_seqlens is None else len(cu_seqlens) - 1
+    _require((r, k, v, a, b), v.dtype, r.shape)
+    _require((log_w,), torch.float32, r.shape)
+    _require((state,), torch.float32, (sequences, H, N, N))
+    _require((cu_seqlens,), torch.int32, (sequences + 1,))
     y = torch.empty_like(v)
     last = log_w.new_empty(sequences, H, N, N)
     rows = entry_rows(B, T, N, None if cu_seqlens is None else sequences) if keep else 0
@@ -48,14 +52,28 @@ def backward(
     inputs: Inputs, entries: Tensor, cu_seqlens: Tensor | None, d_y: Tensor, d_final: Tensor | None
 ) -> tuple[Tensor, ...]:
     """Gradients of r, log_w, k, v, a, b and of the state before the first step."""
-    B, T, H, N = inputs[0].shape
+    r, log_w, k, v, a, b = inputs
+    B, T, H, N = r.shape
     sequences = B if cu_seqlens is None else len(cu_seqlens) - 1
+    rows = entry_rows(B, T, N, None if cu_seqlens is None else sequences)
+    _require((r, k, v, a, b, d_y), v.dtype, r.shape)
+    _require((log_w,), torch.float32, r.shape)
+    _require((entries,), torch.float32, (rows, H, N, N))
+    _require((d_final,), torch.float32, (sequences, H, N, N))
+    _require((cu_seqlens,), torch.int32, (sequences + 1,))
     d_inputs = [torch.empty_like(x) for x in inputs]
     d_state = entries.new_empty(sequences, H, N, N)
     sizes = (B, T, H, N, sequences, span_of(N), DTYPES.index(d_y.dtype), torch.get_num_threads())
     given, made = (cu_seqlens, *inputs, entries, d_y, d_final), (*d_inputs, d_state)
     _check(library().wkv7_backward(*sizes, *map(_pointer, given), *map(_pointer, made)), cu_seqlens, T)
     return *d_inputs, d_state
+
+
+def _require(tensors: tuple[Tensor | None, ...], dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """The kernel would read beyond the end of anything else, and the operators can be called with anything."""
+    for x in tensors:
+        if x is not None and (x.dtype != dtype or x.shape != shape):
+            raise ValueError(f"wkv7: a tensor is {x.dtype} {tuple(x.shape)}, expected {dtype} {tuple(shape)}")
 
 
 def _pointer(x: Tensor | None) -> int | None:

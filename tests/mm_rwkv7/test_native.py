@@ -266,6 +266,25 @@ def test_bad_ends_that_nobody_looked_at_are_refused_by_the_kernel() -> None:
             library.wkv7_kernel(*inputs, None, torch.tensor(ends, dtype=torch.int32), False)
 
 
+@pytest.mark.usefixtures("kernel")
+def test_the_operators_refuse_what_the_kernel_would_read_beyond_its_end() -> None:
+    x = torch.zeros(1, 20, 1, 8)
+    good: list[Tensor | None] = [x] * 6
+    state, ends = torch.zeros(1, 1, 8, 8), torch.tensor([0, 20])
+    for place, wrong in ((0, x.bfloat16()), (1, x.double()), (2, x[:, :5])):
+        given = [*good[:place], wrong, *good[place + 1 :]]
+        with pytest.raises(ValueError, match="expected"):
+            library.wkv7_kernel(*given, None, None, False)
+        with pytest.raises(ValueError, match="expected"):
+            library.wkv7_kernel_backward(*given, torch.zeros(1, 1, 8, 8), None, x, None)
+    for given in ((state.bfloat16(), None), (state[:0], None), (None, ends)):
+        with pytest.raises(ValueError, match="expected"):
+            library.wkv7_kernel(*good, *given, False)
+    for entries, d_y, d_final in ((state[:0], x, None), (state, x.half(), None), (state, x, state.half())):
+        with pytest.raises(ValueError, match="expected"):
+            library.wkv7_kernel_backward(*good, entries, None, d_y, d_final)
+
+
 def test_fake_results_look_like_real_ones(path: str, seed: int) -> None:
     inputs = lowered(random_inputs(seed, B=2, T=70, H=2, N=16), torch.bfloat16)
     real = wkv7(*inputs)
