@@ -145,8 +145,18 @@ template <class T> DEVICE T hide(T x) {
     return x;
 }
 
-// To global or shared memory.
-DEVICE void store_16(void* place, Vector4 v) { *static_cast<Vector4*>(place) = v; }
+// To global memory. Assignments would do, but before sm_100 the compiler makes one for each number of them.
+DEVICE void store_16(void* global, Vector4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+
+// The same for 8 bytes; the address is a multiple of 8.
+DEVICE void store_8(void* global, float x, float y) {
+    asm volatile("st.global.v2.f32 [%0], {%1, %2};" : : "l"(global), "f"(x), "f"(y) : "memory");
+}
 
 // c plus the products of the four signed bytes of a and b.
 DEVICE int dot4_int8(int a, int b, int c) {

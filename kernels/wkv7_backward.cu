@@ -124,7 +124,7 @@ DEVICE void put(Self me, float* stage, const Sum (&sums)[KEYS / 16]) {
 
 DEVICE void write_pair(void* target, long long at, Pair pair) {
     if constexpr (INPUT == 2) {
-        *reinterpret_cast<Pair*>(static_cast<float*>(target) + at) = pair;
+        store_8(static_cast<float*>(target) + at, pair.x, pair.y);
     } else {
         unsigned packed = INPUT == 0 ? pack_bf16(pair.x, pair.y) : pack_half(pair.x, pair.y);
         *reinterpret_cast<unsigned*>(static_cast<unsigned short*>(target) + at) = packed;
@@ -336,7 +336,7 @@ DEVICE void differentiate(
         sum = {sum.x + reads_before[i].x, sum.y + reads_before[i].y};
         if (own_row(me) + i < steps.count) {
             long long at = steps.first + (own_row(me) + i) * steps.stride + own_key(me);
-            *reinterpret_cast<Pair*>(gradients.log_w + at) = sum;
+            store_8(gradients.log_w + at, sum.x, sum.y);
         }
         sum = {sum.x + flow[i].x, sum.y + flow[i].y};
     }

@@ -85,8 +85,10 @@ DEVICE void store_column(Plane (&planes)[TERMS], int column, const float (&x)[CH
 #pragma unroll
         for (int j = 0; j < 4; j++) split(pairs[j], x[i + 2 * j], x[i + 2 * j + 1]);
 #pragma unroll
-        for (int term = 0; term < TERMS; term++)
-            store_16(&planes[term][column][i], {pairs[0][term], pairs[1][term], pairs[2][term], pairs[3][term]});
+        for (int term = 0; term < TERMS; term++) {
+            Vector4* place = reinterpret_cast<Vector4*>(&planes[term][column][i]);
+            *place = {pairs[0][term], pairs[1][term], pairs[2][term], pairs[3][term]};
+        }
     }
 }
 

@@ -148,6 +148,19 @@ def test_matrix_products(mma: str, launcher: Launcher, rng: np.random.Generator)
     assert np.abs(d.cpu().numpy() - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+def test_a_sum_is_cut_off(launcher: Launcher) -> None:
+    """1 plus 1.75 2^-24 lies nearer to the next number in fp32, and stays 1; so does what lies below -1."""
+    a, b = torch.zeros(32, 4, dtype=torch.int32), torch.zeros(32, 2, dtype=torch.int32)
+    a[0, 0], a[4, 0] = 0x3F80, 0xBF80  # a[0][0] = 1, a[1][0] = -1
+    b[0, 0] = 0x33E0  # b[0][0]
+    d = torch.ones(32, 4)
+    d[4] = -1
+    device = launcher.device
+    found = d.to(device)
+    launcher(every("product", 32, mma="mma_bf16"), (1, 1, 1), (found, a.to(device), b.to(device)))
+    assert torch.equal(found.cpu(), d)
+
+
 def test_ldmatrix(launcher: Launcher, rng: np.random.Generator) -> None:
     memory = rng.integers(0, 2**16, (512, 8), dtype=np.uint16)
     rows = rng.integers(0, 512, 32, dtype=np.int32)

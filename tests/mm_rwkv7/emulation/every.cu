@@ -47,14 +47,14 @@ KERNEL(32, 1) void product(float* d, const unsigned* a, const unsigned* b) {
     for (int i = 0; i < 4; i++) A[i] = a[4 * thread_x() + i];
     for (int i = 0; i < 2; i++) B[i] = b[2 * thread_x() + i];
     MMA(D, A, B);
-    for (int i = 0; i < 4; i++) d[4 * thread_x() + i] = D[i];
+    for (int i = 0; i < 4; i += 2) store_8(d + 4 * thread_x() + i, D[i], D[i + 1]);
 }
 
 // memory: 512 rows of 16 bytes; rows: which one each lane points to; y: [lane][12]
 KERNEL(32, 1) void matrices(unsigned* y, const void* memory, const int* rows) {
     DYNAMIC_SHARED(shared);
     for (int i = thread_x(); i < 512; i += 32) {
-        store_16(shared + 16 * i, load_16(static_cast<const unsigned char*>(memory) + 16 * i));
+        *reinterpret_cast<Vector4*>(shared + 16 * i) = load_16(static_cast<const unsigned char*>(memory) + 16 * i);
     }
     warp_barrier();
     const void* row = shared + 16 * rows[thread_x()];
@@ -67,7 +67,7 @@ KERNEL(32, 1) void matrices(unsigned* y, const void* memory, const int* rows) {
     for (int i = 0; i < 2; i++) r[8 + i] = two[i];
     ldmatrix_x2_trans(two, row);
     for (int i = 0; i < 2; i++) r[10 + i] = two[i];
-    for (int i = 0; i < 12; i++) y[12 * thread_x() + i] = r[i];
+    for (int i = 0; i < 12; i += 4) store_16(y + 12 * thread_x() + i, {r[i], r[i + 1], r[i + 2], r[i + 3]});
 }
 
 // x, y: [steps][threads][16 bytes]; two copies are on their way while a third is used. WAIT 2 is one too few.

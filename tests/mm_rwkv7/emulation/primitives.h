@@ -151,6 +151,12 @@ DEVICE void store_16(void* place, Vector4 v, emulation::Where where = emulation:
     *static_cast<Vector4*>(place) = v;
 }
 
+DEVICE void store_8(void* place, float x, float y, emulation::Where where = emulation::Where::current()) {
+    if (reinterpret_cast<std::uintptr_t>(place) % 8) emulation::fail("store_8: the address is not a multiple of 8", where);
+    static_cast<float*>(place)[0] = x;
+    static_cast<float*>(place)[1] = y;
+}
+
 DEVICE int dot4_int8(int a, int b, int c) {
     for (int shift = 0; shift < 32; shift += 8) {
         c += static_cast<std::int8_t>(a >> shift) * static_cast<std::int8_t>(b >> shift);

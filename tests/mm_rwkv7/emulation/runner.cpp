@@ -258,6 +258,14 @@ struct Product {
     const unsigned *a, *b;
 };
 
+// Tensor cores add eight products at a time to a sum and cut the result off, where others round it (Fasi, Higham, Mikaitis,
+// Pranesh, PeerJ CS 7:e330): over many products a sum shrinks.
+float cut_off(double sum) {
+    float rounded = static_cast<float>(sum);
+    bool beyond = fabs(static_cast<double>(rounded)) > fabs(sum);
+    return beyond ? std::bit_cast<float>(std::bit_cast<unsigned>(rounded) - 1) : rounded;
+}
+
 template <int K> void multiply(Warp& warp, const float (&A)[16][K], const float (&B)[K][8]) {
     float D[16][8];
     for (int lane = 0; lane < 32; lane++) {
@@ -265,8 +273,13 @@ template <int K> void multiply(Warp& warp, const float (&A)[16][K], const float 
         for (int i = 0; i < 4; i++) D[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] = d[i];
     }
     for (int i = 0; i < 16; i++) {
-        for (int k = 0; k < K; k++) {
-            for (int j = 0; j < 8; j++) D[i][j] += A[i][k] * B[k][j];
+        for (int eight = 0; eight < K; eight += 8) {
+            double sums[8];
+            for (int j = 0; j < 8; j++) sums[j] = D[i][j];
+            for (int k = eight; k < eight + 8; k++) {
+                for (int j = 0; j < 8; j++) sums[j] += static_cast<double>(A[i][k]) * B[k][j];
+            }
+            for (int j = 0; j < 8; j++) D[i][j] = cut_off(sums[j]);
         }
     }
     for (int lane = 0; lane < 32; lane++) {
