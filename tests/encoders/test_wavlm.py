@@ -52,9 +52,9 @@ def test_equals_transformers(norm_first: bool, normalise: bool, seed: int) -> No
         waveform = noise(samples, seed + len(counts))
         values = read(waveform.numpy(), sampling_rate=16_000, return_tensors="pt")["input_values"]
         expected.append(model(values).last_hidden_state[0])
-        ((window, frames),) = encoder.frontend.windows(iter([waveform]))
+        ((window, count),) = encoder.frontend.windows(iter([waveform]))
         windows.append(window)
-        counts.append(frames)
+        counts.append(count)
     frames = torch.tensor(counts)
     found = encoder(torch.stack(windows), frames)
     assert found.shape == (6, encoder.tokens, 32)

@@ -1,5 +1,7 @@
 """Whisper through our wrapper, against transformers' model and feature extractor as WorldRWKV uses them."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import WhisperConfig as Sizes
@@ -8,7 +10,7 @@ from transformers import WhisperFeatureExtractor, WhisperModel
 from encoders.logmel import LogMel
 from encoders.whisper import Whisper, WhisperConfig, own_name
 
-SMALL = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64}
+SMALL: dict[str, Any] = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64}
 
 
 def noise(samples: int, seed: int) -> torch.Tensor:
@@ -47,9 +49,9 @@ def test_equals_transformers(seed: int) -> None:
         )
         kept = int(read["attention_mask"].sum()) // 2 + 1
         expected.append(model.encoder(read["input_features"]).last_hidden_state[0, :kept])
-        ((window, frames),) = encoder.frontend.windows(iter([waveform]))
+        ((window, count),) = encoder.frontend.windows(iter([waveform]))
         windows.append(window)
-        counts.append(frames)
+        counts.append(count)
     frames = torch.tensor(counts)
     found = encoder(torch.stack(windows), frames)
     assert found.shape == (3, 1500, 32) == (3, encoder.tokens, encoder.width)

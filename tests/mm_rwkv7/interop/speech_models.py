@@ -2,14 +2,14 @@
 
 from typing import Any
 
-WAVLM = {
+WAVLM: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 128,
     "conv_dim": (32,) * 7,
 }
-WHISPER = {
+WHISPER: dict[str, Any] = {
     "d_model": 128,
     "encoder_layers": 2,
     "encoder_attention_heads": 2,
