@@ -19,7 +19,7 @@ from mm_rwkv7.sounds import Sound
 SIZE, DPI = (4.2, 1.7), 220  # inches
 COLUMNS = 900  # more would not be seen
 SPAN = 13.8  # from dark to bright: 60 dB in natural logarithms of the power
-QUIETEST = math.log(torch.finfo(torch.float32).eps)  # what a filter bank gives for silence
+QUIETEST = math.log(2**-23)  # what a filter bank gives for silence: the least step of fp32 from 1
 LOWEST_HERTZ = 20  # of a filter bank
 INK = "#7c8798"  # of the axes: to be read on white and on black
 

@@ -15,7 +15,7 @@ from training import bundle, score
         (train.main, [], "the following arguments are required: recipe"),
         (train.main, ["no-such-recipe"], "no recipe 'no-such-recipe'"),
         (train.main, ["smoke", "--set", "stages.tower.steps=0", "--dry-run"], "has steps 0"),
-        (score.main, ["nano", "--sources", "dreams"], "unknown sources ['dreams']"),
+        (score.main, ["nano", "--sources", "dreams"], "unknown data ['dreams']"),
         (score.main, ["/no/such/model"], "model '/no/such/model' does not exist"),
         (bench.main, [], "the following arguments are required: bench"),
         (bench.main, ["wkv", "--T", "many"], "invalid int value: 'many'"),

@@ -5,6 +5,7 @@ B rows, D width, H heads, N head size, F hidden width.
 
 import copy
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import pytest
@@ -288,15 +289,18 @@ def random_ids(batch: int) -> Tensor:
 def assert_steps_fit(
     launcher: Launcher, dtype: torch.dtype, batch: int, is_int8: bool = False, config: RWKV7Config = CONFIG
 ) -> None:
-    """Three steps come as near to the model in fp32 as the bound, or as its modules come in `dtype`, with a margin for
-    luck: a random model may make much of a rounding."""
+    """Three steps come as near to the model in fp32 as the bound, or as its modules come in `dtype`: in the median over
+    the rows, and no row far from it. A random model may make much of a rounding in one of them, where the output of a
+    head is next to nothing before it is normalised."""
     model, exact = model_pair(dtype, launcher.device, is_int8, config)
     step = step_of(model, launcher)
     state = by_modules = model.initial_state(batch)
     expected_state = exact.initial_state(batch)
 
     def assert_near(found: Tensor, modules: Tensor, expected: Tensor) -> None:
-        assert error(found, expected) < max(BOUNDS[dtype], 1.5 * error(modules, expected))
+        ours, theirs = ([error(a, b) for a, b in zip(x, expected, strict=True)] for x in (found, modules))
+        assert median(ours) < max(BOUNDS[dtype], 1.5 * median(theirs))
+        assert all(mine < 8 * max(BOUNDS[dtype], other) for mine, other in zip(ours, theirs, strict=True))
 
     for _ in range(3):
         ids = random_ids(batch)
