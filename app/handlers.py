@@ -14,7 +14,6 @@ from mm_rwkv7.sampling import Sampling
 
 Update = tuple[Any, ...]
 
-DESCRIBE_SOUND = "Describe the sound."
 TAGS = 5
 NAMES = {"image": "picture", "audio": "sound"}
 
@@ -66,7 +65,8 @@ class Handlers:
         if picture is None and sound is None:
             wanted = "picture" if self.pipeline.model.sound is None else "picture or sound"
             raise gr.Error(f"there is no {wanted} to describe", print_exception=False)
-        asked = DESCRIBE_SOUND if picture is None else self.pipeline.model.config.template.caption
+        template = self.pipeline.model.config.template
+        asked = template.sound_caption if picture is None else template.caption
         for chat, _, figures, stop in self.ask(picture, sound, asked, request, *controls):
             yield chat, question, figures, stop
 

@@ -40,6 +40,7 @@ class PromptTemplate:
     audio: str = "{audio}\n"
     stop: tuple[str, ...] = ("\n\n",)
     caption: str = "Describe the picture."
+    sound_caption: str = "Describe the sound."
     answer: str = " "
     images_first: bool = False
     wordless: bool = False

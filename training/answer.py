@@ -17,7 +17,7 @@ from mm_rwkv7.processor import Message, Processor
 from mm_rwkv7.state import State
 from training.augment import AUGMENTATIONS, Augmentation, changed, masked
 from training.data import AnySample
-from training.hearing import DESCRIBE, Features, Sound
+from training.hearing import Features, Sound
 from training.loop import Stage
 from training.sources import Sample
 
@@ -65,7 +65,8 @@ class AnswerStage(Stage):
         qa = list(sample.qa)
         if len(qa) > self.questions:
             qa = rng.sample(qa, self.questions)
-        describe = self.processor.template.caption if isinstance(sample, Sample) else DESCRIBE
+        template = self.processor.template
+        describe = template.caption if isinstance(sample, Sample) else template.sound_caption
         if rng.random() < CAPTION_SHARE and all(question != describe for question, _ in qa):
             qa.append((describe, sample.caption))
         return qa

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from encoders.sound import Frontend
 from encoders.spectrogram import Spectrogram
+from mm_rwkv7.config import PromptTemplate
 from mm_rwkv7.sounds import load_sound
 from mm_rwkv7.synthetic import events, hearing, soundscapes
 from mm_rwkv7.synthetic.dice import Dice
 from training.sources import QA, read_rows
 
 RATE = 16_000
-DESCRIBE = "Describe the sound."  # the question whose answer is a sound's caption
+DESCRIBE = PromptTemplate.sound_caption
 
 
 @dataclass(frozen=True)
