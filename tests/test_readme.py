@@ -23,12 +23,12 @@ def test_the_python_example_runs_as_it_stands(
     assert all(answers)
 
 
-@pytest.mark.parametrize("line", re.findall(r"^    (mm-rwkv7 (?:ask|caption) app/.*)$", README, re.MULTILINE))
-def test_a_command_on_an_example_picture_runs(
+@pytest.mark.parametrize("line", re.findall(r"^    (mm-rwkv7 (?:ask|caption|tag) app/.*)$", README, re.MULTILINE))
+def test_a_command_on_an_example_runs(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert main(shlex.split(line)[1:]) == 0
+    assert main(shlex.split(line, comments=True)[1:]) == 0
     assert capsys.readouterr().out.strip()
 
 

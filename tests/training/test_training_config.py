@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from training.config import load_recipe
+from training.run import continued_model
 
 RECIPE: dict[str, Any] = {
     "run": "runs/x",
@@ -113,6 +114,11 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
         load_recipe("nine")
 
 
-@pytest.mark.parametrize("name", ["nano", "smoke"])
-def test_the_recipes_here_can_be_read(name: str) -> None:
-    assert load_recipe(name).stages[0].kind == "tower"
+@pytest.mark.parametrize(("name", "kind"), [("nano", "tower"), ("smoke", "tower"), ("sound_captions", "answer")])
+def test_the_recipes_here_can_be_read(name: str, kind: str) -> None:
+    assert load_recipe(name).stages[0].kind == kind
+
+
+def test_sound_captions_begins_with_the_bundled_model() -> None:
+    model, _ = continued_model(load_recipe("sound_captions"))
+    assert model.config.sound is not None
