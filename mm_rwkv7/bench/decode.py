@@ -54,7 +54,7 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
                 "tokens_per_s": rate.as_dict(),
                 "bandwidth_gb_per_s": round(bandwidth / 1e9, 1),
                 "limit_tokens_per_s": round(limit, 1),
-                "share_of_limit": round(rate.median / limit, 3),
+                "share_of_limit": float(f"{rate.median / limit:.3g}"),
                 **times_faster(path, timings, paths),
             }
         )

@@ -49,7 +49,7 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
                 "tokens_per_s": timing.rate(arguments.T).as_dict(),
                 "products_gflop": round(flops / 1e9, 1),
                 "matrix_gflop_per_s": round(rate / 1e9),
-                "share_of_products": round(flops / rate / timing.median * 1000, 3),
+                "share_of_products": float(f"{flops / rate / timing.median * 1000:.3g}"),
                 **times_faster(path, timings, paths),
             }
         )
