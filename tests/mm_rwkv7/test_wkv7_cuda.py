@@ -84,7 +84,7 @@ def check(
     precise = given[0].dtype == FP32
     found, expected = run(launcher, given, d_y, d_final, ends), truth(given, d_y, d_final, ends)
     for name, value in expected.items():
-        bound = 1e-4 if precise else 5e-3 if name in ("y", "last") else 2e-2 if adversarial else 1e-2
+        bound = 1e-4 if precise else 5e-3 if name in ("y", "last") else 3e-2 if adversarial else 1e-2
         wrong = error(found[name], value)
         assert wrong < bound, f"{name} is off by {wrong:.1e} (seed {seed})"
 
