@@ -14,7 +14,10 @@ FORGOTTEN = 1 << 24  # bytes by which a peak just begun may lie above what is in
 
 
 def process_peak() -> int:
-    """Bytes of this process at its largest, ever."""
+    """Bytes of this process at its largest, ever. Linux lets `ru_maxrss` begin at that of the process which started this
+    one."""
+    if STATUS.exists():
+        return _status("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
