@@ -112,9 +112,11 @@ def exact_step(p: dict[str, Tensor], config: RWKV7Config, x: Tensor, state: Stat
 
 
 def walk(model: RWKV7, rows: int, steps: int, seed: int, count: int = 1) -> float:
-    """The largest error of hidden, state and logits over some steps, each from the state that the step before left."""
+    """The largest error of hidden, state and logits over some steps, each from the state that the step before left. The
+    first is random: out of an empty one a head's output may be next to nothing, and ln_x makes much of its rounding."""
     generator = torch.Generator().manual_seed(seed)
-    step, p, state = stepper(model), exact_weights(model), model.initial_state(rows)
+    step, p = stepper(model), exact_weights(model)
+    state = model.initial_state(rows).map(lambda x: torch.randn(x.shape, generator=generator).to(x.dtype))
     right = state.map(Tensor.double)
     worst = 0.0
     for _ in range(steps):
@@ -140,8 +142,7 @@ def test_the_step_is_the_paper_s(name: str, rows: int, count: int) -> None:
     seed = random.randrange(10**6)
     model = random_model(CONFIGS[name], seed)
     assert isinstance(CpuStepper.of(model), CpuStepper)
-    # Where a head's outputs are nearly equal, ln_x enlarges every rounding; 4.6e-5 was seen.
-    assert walk(model, rows, 64 if rows == 1 else 8, seed, count) < 2e-4, f"seed {seed}"
+    assert walk(model, rows, 64 if rows == 1 else 8, seed, count) < 1e-5, f"seed {seed}"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -177,7 +178,7 @@ def test_int8_is_its_dequantised_weights(name: str, rows: int, dtype: torch.dtyp
     seed = random.randrange(10**6)
     model = random_model(CONFIGS[name], seed).to(dtype)
     quantise(model)
-    tolerance = 2e-4 if dtype == torch.float32 else torch.finfo(dtype).eps
+    tolerance = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
     assert walk(model, rows, 8, seed) < tolerance, f"seed {seed}"
 
 

@@ -5,7 +5,6 @@ B rows, D width, H heads, N head size, F hidden width.
 
 import copy
 from collections.abc import Callable, Iterator
-from statistics import median
 from typing import Any
 
 import pytest
@@ -289,18 +288,16 @@ def random_ids(batch: int) -> Tensor:
 def assert_steps_fit(
     launcher: Launcher, dtype: torch.dtype, batch: int, is_int8: bool = False, config: RWKV7Config = CONFIG
 ) -> None:
-    """Three steps come as near to the model in fp32 as the bound, or as its modules come in `dtype`: in the median over
-    the rows, and no row far from it. A random model may make much of a rounding in one of them, where the output of a
-    head is next to nothing before it is normalised."""
+    """Three steps come as near to the model in fp32 as the bound, or as its modules come in `dtype`, with a margin for
+    luck. The first state is random: out of an empty one a head's output may be next to nothing, and ln_x makes much of
+    its rounding."""
     model, exact = model_pair(dtype, launcher.device, is_int8, config)
     step = step_of(model, launcher)
-    state = by_modules = model.initial_state(batch)
-    expected_state = exact.initial_state(batch)
+    state = by_modules = model.initial_state(batch).map(torch.randn_like)
+    expected_state = state.map(lambda tensor: tensor.float().cpu())
 
     def assert_near(found: Tensor, modules: Tensor, expected: Tensor) -> None:
-        ours, theirs = ([error(a, b) for a, b in zip(x, expected, strict=True)] for x in (found, modules))
-        assert median(ours) < max(BOUNDS[dtype], 1.5 * median(theirs))
-        assert all(mine < 8 * max(BOUNDS[dtype], other) for mine, other in zip(ours, theirs, strict=True))
+        assert error(found, expected) < max(BOUNDS[dtype], 1.5 * error(modules, expected))
 
     for _ in range(3):
         ids = random_ids(batch)
