@@ -430,13 +430,20 @@ struct Chunk {
 
 constexpr int CHUNK_FLOATS = 6 * N;  // of quarters and edges
 
-// Inverse of I - X for X strictly lower triangular, by substitution in fp32, in place of the block.
-DEVICE void invert(Self me, unsigned char* mix, unsigned i, const Sum& x) {
-        float* columns = reinterpret_cast<float*>(block(mix, READ_KEYS, i, i));  // not filled yet
+// Inverse of I - X for X strictly lower triangular, by substitution in fp32, in place of the block. X is rounded as the
+// other operands are: on repeated keys it has the numbers of A K^T, and what cancels must meet them again.
+DEVICE void invert(Self me, unsigned char* mix, unsigned i, const Left& x) {
+    float* columns = reinterpret_cast<float*>(block(mix, READ_KEYS, i, i));  // not filled yet
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
-        unsigned row = me.lane / 4 + n % 4 / 2 * 8, column = n / 4 * 8 + me.lane % 4 * 2 + n % 2;
-        columns[column * 16 + row] = x.half[n / 4][n % 4];
+    for (int n = 0; n < 4; n++) {
+        Pair pair = unpack_bf16(x.part[0][n]);
+        if constexpr (PARTS == 2) {
+            Pair rest = unpack_bf16(x.part[1][n]);
+            pair = {pair.x + rest.x, pair.y + rest.y};
+        }
+        unsigned row = me.lane / 4 + n % 2 * 8, column = n / 2 * 8 + me.lane % 4 * 2;
+        columns[column * 16 + row] = pair.x;
+        columns[(column + 1) * 16 + row] = pair.y;
     }
     warp_barrier();
     float solved[16];  // column lane % 16 of the inverse
@@ -485,7 +492,7 @@ DEVICE void mix_blocks(Self me, const Chunk& chunk, unsigned i, unsigned j) {
     if (i == j) {
 #pragma unroll
         for (int kind = 0; kind < 4; kind++) cut(me, sums[kind], kind / 2);
-        invert(me, chunk.mix, i, sums[ERASE_ERASED]);
+        invert(me, chunk.mix, i, left(sums[ERASE_ERASED]));
     } else {
         store_block(me, chunk.mix, ERASE_ERASED, i, j, left(sums[ERASE_ERASED]));
     }

@@ -14,8 +14,7 @@ FORGOTTEN = 1 << 24  # bytes by which a peak just begun may lie above what is in
 
 
 def process_peak() -> int:
-    """Bytes of this process at its largest, ever. Linux lets `ru_maxrss` begin at that of the process which started this
-    one."""
+    """Bytes of this process at its largest, ever (Linux lets `ru_maxrss` begin at that of the process above)."""
     if STATUS.exists():
         return _status("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,8 +8,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from .cuda_inputs import FORMATS, aligned, count_sequences
-from .entries import entry_rows, span_of
+from .cuda_inputs import FORMATS, aligned, count_sequences, forward_results
+from .entries import span_of
 from .kernel import Kernel, Launcher
 from .sequences import Inputs
 
@@ -36,21 +36,16 @@ def forward(
     inputs: r, log_w, k, v, a, b (B, T, H, N) that `supports` accepts; state (S, H, N, N) fp32 or none; cu_seqlens
     (S + 1,) int32 on the inputs' device, for B = 1, or none: then S = B.
     """
-    r, log_w, k, v, a, b = (aligned(x) for x in inputs)
-    batch, time, heads, size = r.shape
-    sequences = count_sequences(r, cu_seqlens)
-    y = torch.empty_like(v)
-    last = log_w.new_empty(sequences, heads, size, size)
-    rows = entry_rows(batch, time, size, None if cu_seqlens is None else sequences) if keep else 0
-    entries = log_w.new_empty(rows, heads, size, size)
-    values = _values(size, sequences * heads, launcher.processors)
-    if last.numel():
-        arguments = (r, log_w, k, v, a, b, state if state is None else aligned(state), cu_seqlens, y, last)
-        launcher(
-            forward_kernel(size, r.dtype, values),
-            (sequences * heads * (size // values), 1, 1),
-            (*arguments, entries if keep else None, time, heads),
-        )
+    inputs = tuple(aligned(x) for x in inputs)
+    r = inputs[0]
+    _, time, heads, size = r.shape
+    y, last, entries = forward_results(inputs, cu_seqlens, keep)
+    given = None if state is None else aligned(state)
+    items = len(last) * heads
+    values = _values(size, items, launcher.processors)
+    if items:
+        arguments = (*inputs, given, cu_seqlens, y, last, entries if keep else None, time, heads)
+        launcher(forward_kernel(size, r.dtype, values), (items * (size // values), 1, 1), arguments)
     return y, last, entries
 
 

@@ -48,9 +48,9 @@ def hiss(n: int, seed: int) -> np.ndarray:
 
 
 def knock(n: int, seed: int) -> np.ndarray:
-    """Two dull strokes: low noise that dies away at once."""
+    """Two dull strokes: low noise that dies away at once, loud enough to be heard beneath another."""
     half = n // 2
-    stroke = _die_away(noise(half, "brown", seed), RATE // 100)
+    stroke = _die_away(np.clip(3 * noise(half, "brown", seed), -_UNIT, _UNIT), RATE // 100)
     return np.concatenate([stroke, stroke, np.zeros(n - 2 * half, np.int64)])
 
 

@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+import torch
+from torchaudio.compliance import kaldi
 
 from mm_rwkv7.synthetic import synthesis
 from mm_rwkv7.synthetic.soundscapes import KINDS, NOISES, RATE, Event, Soundscape, sample
@@ -153,6 +155,26 @@ def test_sounds_are_loud_enough_and_not_cut_off(scapes: list[Soundscape]) -> Non
             earlier.start + earlier.duration > later.start
             for earlier, later in zip(scape.events, scape.events[1:], strict=False)
         )
+
+
+def test_every_sound_is_louder_than_its_background(scapes: list[Soundscape]) -> None:
+    """In some frequencies, for a while: beyond all that the noise reaches there while nothing sounds."""
+    heard: dict[str, int] = {}
+    for scape in scapes[:300]:
+        if scape.noise is None or not scape.events:
+            continue
+        waveform = torch.from_numpy(scape.waveform).float()[None]
+        cells = kaldi.fbank(waveform, num_mel_bins=64, sample_frequency=RATE, dither=0.0)  # every 10 ms
+        spans = [slice(round(100 * e.start), round(100 * (e.start + e.duration))) for e in scape.events]
+        noise = torch.ones(len(cells), dtype=torch.bool)
+        for span in spans:
+            noise[max(0, span.start - 3) : span.stop + 3] = False
+        most = cells[noise].amax(0)
+        for event, span in zip(scape.events, spans, strict=True):
+            found = int((cells[span] > most).sum())
+            heard[event.kind] = min(found, heard.get(event.kind, found))
+    assert heard.keys() >= set(KINDS)
+    assert min(heard.values()) >= 12, heard  # cells of a spectrogram
 
 
 def test_a_seed_gives_the_same_bytes_everywhere() -> None:

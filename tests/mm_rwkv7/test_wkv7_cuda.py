@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 Given = list[Tensor | None]  # r, log_w, k, v, a, b and the state, or none
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+FEW = 32  # steps of a head, all together: the rounding of a product of fewer is not averaged away
 KINDS = ("random", "repeated keys", "strongest decay", "zero keys")
 EVERY = [(64, BF16), (64, FP32), (128, BF16)]  # a kernel of its own each; the rest takes as long to compile
 EVERY += [pytest.param(*x, marks=pytest.mark.slow) for x in ((64, FP16), (128, FP16), (128, FP32))]
@@ -84,7 +85,7 @@ def check(
     precise = given[0].dtype == FP32
     found, expected = run(launcher, given, d_y, d_final, ends), truth(given, d_y, d_final, ends)
     for name, value in expected.items():
-        bound = 1e-4 if precise else 5e-3 if name in ("y", "last") else 3e-2 if adversarial else 1e-2
+        bound = 1e-4 if precise else 5e-3 if name in ("y", "last") else 2e-2 if adversarial else 1e-2
         wrong = error(found[name], value)
         assert wrong < bound, f"{name} is off by {wrong:.1e} (seed {seed})"
 
@@ -98,8 +99,8 @@ def test_agrees_with_the_reference(launcher: Launcher, size: int, dtype: torch.d
 
 @pytest.mark.parametrize("T", [1, 2, 15, 16, 17, 32, 33, 63, 64, 65, 128, 129])
 def test_any_number_of_steps(launcher: Launcher, T: int, seed: int) -> None:
-    given = model_inputs(seed, B=1, T=T, H=2, N=64, dtype=BF16)
-    check(launcher, [*given], *weights(seed, given, 1), seed, adversarial=T < 3)  # few numbers do not average errors
+    given = model_inputs(seed, B=1, T=T, H=max(2, FEW // T), N=64, dtype=BF16)
+    check(launcher, [*given], *weights(seed, given, 1), seed)
 
 
 @pytest.mark.parametrize(("size", "dtype"), EVERY)
@@ -167,6 +168,7 @@ def fuzz(launcher: Launcher, seed: int, size: int, dtype: torch.dtype) -> None:
     lengths = [draw.choice([0, 1, draw.randrange(40), draw.randrange(200)]) for _ in range(draw.randint(1, 4))]
     ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) if draw.random() < 0.5 else None
     batch, time = (1, sum(lengths)) if ends is not None else (len(lengths), max(1, lengths[0]))
+    heads *= max(1, FEW // max(1, batch * time))
     given = model_inputs(seed, batch, time, heads, size, dtype, kind)
     given[6] = random_inputs(seed + 1, len(lengths), 1, heads, size)[6].float()
     check(launcher, [*given], *weights(seed, given, len(lengths)), seed, ends, adversarial=True)
