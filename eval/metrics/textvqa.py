@@ -4,12 +4,14 @@ It differs from VQA's: answers are always normalised, commas and question marks 
 word of its own."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from eval.metrics import vqa
 
 ANNOTATORS = 10
 
 
+@lru_cache(maxsize=1 << 16)  # annotators repeat one another
 def normalize(text: str) -> str:
     """What is compared."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()

@@ -6,6 +6,7 @@ even where they look like slips, because a score is comparable only if they are 
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 _DIGITS = "zero one two three four five six seven eight nine ten"
 NUMBERS = {"none": "0"} | {word: str(digit) for digit, word in enumerate(_DIGITS.split())}
@@ -56,6 +57,7 @@ def normalize_words(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
+@lru_cache(maxsize=1 << 16)  # annotators repeat one another
 def normalize(text: str) -> str:
     """What is compared when annotators disagree (see `accuracy`)."""
     return normalize_words(strip_punctuation(one_line(text)))
