@@ -52,8 +52,8 @@ def evaluate(predictions: Mapping[str, str], references: Mapping[str, Sequence[s
             "captions are scored by Java programs (tokenizer, METEOR), and there is no java on the path: "
             "install a Java runtime, version 8 or later (Debian: apt-get install default-jre-headless)"
         )
-    written = _tokenized({id: [text] for id, text in predictions.items()})
-    known = _tokenized({id: references[id] for id in predictions})
+    written = tokenize({id: [text] for id, text in predictions.items()})
+    known = tokenize({id: references[id] for id in predictions})
 
     bleu, _ = Bleu(4).compute_score(known, written, verbose=0)
     cider, each = Cider().compute_score(known, written)
@@ -71,7 +71,8 @@ def evaluate(predictions: Mapping[str, str], references: Mapping[str, Sequence[s
     )
 
 
-def _tokenized(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Captions by id as the official tokenizer writes them: lower case, without punctuation."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     # The tokenizer works by lines, and more ends a line in Java than in Python: a stray "\r" would shift all captions
