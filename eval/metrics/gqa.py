@@ -4,8 +4,10 @@ Grounding, the seventh official score, is about attention maps, which a recurren
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+
+from eval.metrics.mean import mean, mean_by
 
 COMMON = (
     "color",
@@ -76,7 +78,7 @@ def scores(
     if choices is not None:
         found["validity"] = [_belongs(predictions[id], q, choices[id].valid) for id, q in asked.items()]
         found["plausibility"] = [_belongs(predictions[id], q, choices[id].plausible) for id, q in asked.items()]
-    metrics = {name: 100 * sum(values) / len(values) for name, values in found.items() if values}
+    metrics = {name: 100 * mean(values) for name, values in found.items() if values}
     if any(question.group is not None for question in asked.values()):
         metrics["distribution"] = distribution(asked, predictions)
     return metrics
@@ -84,20 +86,17 @@ def scores(
 
 def tables(questions: Mapping[str, Question], predictions: Mapping[str, str]) -> dict[str, dict[str, float]]:
     """The official tables: accuracy in percent by structural and semantic type, number of steps and of words."""
-    keys: dict[str, Callable[[Question], str | int]] = {
-        "structural type": lambda question: question.structural,
-        "semantic type": lambda question: question.semantic,
-        "steps": lambda question: question.steps,
-        "words": lambda question: question.words,
-    }
     asked = [(id, question) for id, question in questions.items() if question.balanced and id in predictions]
-    result = {}
-    for name, key in keys.items():
-        rows: dict[str | int, list[bool]] = {}
-        for id, question in asked:
-            rows.setdefault(key(question), []).append(predictions[id] == question.answer)
-        result[name] = {str(row): 100 * sum(rows[row]) / len(rows[row]) for row in sorted(rows)}
-    return result
+    right = [100.0 * (predictions[id] == question.answer) for id, question in asked]
+    lengths = {
+        "steps": mean_by(right, [question.steps for _, question in asked]),
+        "words": mean_by(right, [question.words for _, question in asked]),
+    }
+    return {
+        "structural type": mean_by(right, [question.structural for _, question in asked]),
+        "semantic type": mean_by(right, [question.semantic for _, question in asked]),
+        **{name: {str(length): value for length, value in table.items()} for name, table in lengths.items()},
+    }
 
 
 def consistency(questions: Mapping[str, Question], predictions: Mapping[str, str]) -> float | None:
@@ -107,8 +106,8 @@ def consistency(questions: Mapping[str, Question], predictions: Mapping[str, str
     for id, question in questions.items():
         implied = [other for other in question.entailed if other != id]
         if question.balanced and implied and predictions[id] == question.answer:
-            shares.append(sum(predictions[other] == questions[other].answer for other in implied) / len(implied))
-    return 100 * sum(shares) / len(shares) if shares else None
+            shares.append(mean(predictions[other] == questions[other].answer for other in implied))
+    return 100 * mean(shares) if shares else None
 
 
 def distribution(questions: Mapping[str, Question], predictions: Mapping[str, str]) -> float:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
+from eval.metrics.mean import mean, mean_by
+
 _DIGITS = "zero one two three four five six seven eight nine ten"
 NUMBERS = {"none": "0"} | {word: str(digit) for digit, word in enumerate(_DIGITS.split())}
 ARTICLES = {"a", "an", "the"}
@@ -86,13 +88,9 @@ def leave_one_out(prediction: str, answers: Sequence[str]) -> float:
 
 def percent(scores: Iterable[float]) -> float:
     """100 times the mean, rounded to two decimals as the official tables are."""
-    values = list(scores)
-    return round(100 * sum(values) / len(values), 2)
+    return round(100 * mean(scores), 2)
 
 
-def percent_by(scores: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
+def percent_by(scores: Iterable[float], groups: Sequence[str]) -> dict[str, float]:
     """`percent` per group (question type, answer type), groups in sorted order."""
-    members: dict[str, list[float]] = {}
-    for score, group in zip(scores, groups, strict=True):
-        members.setdefault(group, []).append(score)
-    return {group: percent(members[group]) for group in sorted(members)}
+    return {group: round(100 * value, 2) for group, value in mean_by(scores, groups).items()}
