@@ -27,7 +27,7 @@ def record(number: int, **changes: Any) -> dict[str, Any]:
 
 def write(folder: Path, **changes: Any) -> None:
     rows = [record(n, **changes) if n == 7 else record(n) for n in range(20)]
-    official.write(folder / "val_v1.0.json", {"dataset_name": "docvqa", "dataset_split": "val", "data": rows})
+    official.write(folder / Val.questions_file, {"dataset_name": "docvqa", "dataset_split": "val", "data": rows})
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def data(tmp_path: Path) -> Path:
 def test_samples_name_pages(data: Path) -> None:
     sample = official.check_samples(Val(), data, 20)["49008"]
     assert sample.question.startswith("What is the total of line 8?\nAnswer")
-    assert sample.images == (data / "documents" / "page_3.png",)
+    assert sample.images == (data / "spdocvqa_images" / "page_3.png",)
     assert sample.expected == "$0008.50"
 
 
@@ -55,7 +55,7 @@ def test_test_split_becomes_a_file_for_the_server(tmp_path: Path) -> None:
     rows = [record(n) for n in range(20)]
     for row in rows:
         del row["answers"]
-    official.write(tmp_path / "test_v1.0.json", {"data": rows})
+    official.write(tmp_path / "spdocvqa_qas" / "test_v1.0.json", {"data": rows})
     official.check_samples(Test(), tmp_path, 20)
     assert not Test().scored_here
     name, text = Test().submission(tmp_path, {"49000": "$5"})
@@ -65,11 +65,11 @@ def test_test_split_becomes_a_file_for_the_server(tmp_path: Path) -> None:
 
 def test_bad_files_are_refused(data: Path) -> None:
     for changes, message in (
-        ({"answers": []}, r"val_v1\.0\.json\.data\[7\]\.answers: no answers, expected at least one"),
+        ({"answers": []}, r"val_v1\.0_withQT\.json\.data\[7\]\.answers: no answers, expected at least one"),
         ({"answers": [1.5]}, r"data\[7\]\.answers\[0\]: expected a text, got 1\.5"),
         ({"questionId": "49007"}, r"data\[7\]\.questionId: expected a whole number"),
         ({"questionId": 49003}, r"data\[7\]: '49003' was there before"),
     ):
         write(data, **changes)
         official.check_record_refusal(Val(), data, message)
-    official.check_refusals(Val(), data, "val_v1.0.json")
+    official.check_refusals(Val(), data, "spdocvqa_qas/val_v1.0_withQT.json")
