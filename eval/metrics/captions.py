@@ -45,7 +45,7 @@ def evaluate(predictions: Mapping[str, str], references: Mapping[str, Sequence[s
         from pycocoevalcap.rouge.rouge import Rouge
     except ImportError as error:
         raise ValueError(
-            f"captions are scored by pycocoevalcap, which is not here ({error}): pip install 'mm-rwkv7[eval]'"
+            f"captions are scored by pycocoevalcap, which is not here ({error}): pip install pycocoevalcap"
         ) from error
     if shutil.which("java") is None:
         raise ValueError(
