@@ -98,7 +98,7 @@ def _section(section: "Section", other: Path | None) -> str:
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already; the second column holds numbers, as does one of questions, and one without a name bars."""
+    """Cells are HTML already; the second column holds numbers, one of questions too, and one without a name bars."""
     kinds = ["", "n", *({"": "b", "questions": "n"}.get(name, "") for name in names[2:])]
 
     def line(cells: Sequence[str], tag: str) -> str:
