@@ -95,7 +95,7 @@ def _spice(references: Mapping[str, list[str]], predictions: Mapping[str, list[s
     folder = Path(spice.__file__).parent
     if lacking := [name for name in SPICE_MODELS if not (folder / "lib" / name).is_file()]:
         return (
-            f"{' and '.join(lacking)} of Stanford CoreNLP 3.6.0 not in {folder / 'lib'}: "
+            f"{' and '.join(lacking)} (Stanford CoreNLP 3.6.0) not in pycocoevalcap/spice/lib; "
             "python -m pycocoevalcap.spice.get_stanford_models downloads them"
         )
     try:
