@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mm_rwkv7.processor import Message
 from training.captioned import AudioCaps, Clotho
-from training.hearing import ESC10, RATE, Sound, Soundscapes, SoundSource, SpokenDigits
+from training.hearing import ESC10, RATE, SoundSample, Soundscapes, SoundSource, SpokenDigits
 from training.sources import SOURCES, Sample, Source
 
 SOUND_SOURCES: dict[str, Callable[[Path], SoundSource]] = {
@@ -15,7 +15,7 @@ SOUND_SOURCES: dict[str, Callable[[Path], SoundSource]] = {
     "audiocaps": AudioCaps,
     "clotho": Clotho,
 }
-AnySample = Sample | Sound
+AnySample = Sample | SoundSample
 AnySource = Source | SoundSource
 NAMES = (*SOURCES, *SOUND_SOURCES)
 
