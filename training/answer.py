@@ -180,9 +180,10 @@ def _up(number: int, to: int) -> int:
 
 
 def turns(processor: Processor, question: str, answer: str) -> list[str]:
-    """The texts around a picture, a question and its answer, each tokenized by itself: what comes before the
-    picture, what follows it, and last the answer with its end of turn."""
-    content = [{"type": "image", "image": b""}, {"type": "text", "text": question}]
+    """The texts around a picture (or a sound, in a model that cannot see), a question and its answer, each tokenized by
+    itself: what comes before the picture, what follows it, and last the answer with its end of turn."""
+    kind = "audio" if processor.preprocess is None else "image"
+    content = [{"type": kind, kind: b""}, {"type": "text", "text": question}]
     messages: list[Message] = [
         {"role": "user", "content": content},
         {"role": "assistant", "content": answer},

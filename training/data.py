@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mm_rwkv7.processor import Message
+from training.audioset import AudioSet
 from training.captioned import AudioCaps, Clotho
 from training.hearing import ESC10, RATE, SoundSample, Soundscapes, SoundSource, SpokenDigits
 from training.sources import SOURCES, Sample, Source
@@ -14,7 +15,10 @@ SOUND_SOURCES: dict[str, Callable[[Path], SoundSource]] = {
     "spoken_digits": SpokenDigits,
     "audiocaps": AudioCaps,
     "clotho": Clotho,
+    "audioset": lambda folder: AudioSet(folder, ("balanced_train", "unbalanced_train")),
+    "audioset_balanced": lambda folder: AudioSet(folder, ("balanced_train",)),
 }
+UNLABELLED = ("audiocaps", "clotho")  # sounds of no classes
 AnySample = Sample | SoundSample
 AnySource = Source | SoundSource
 NAMES = (*SOURCES, *SOUND_SOURCES)

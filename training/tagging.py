@@ -89,7 +89,7 @@ class TaggingStage(Stage):
             way, picture, wanted = AUGMENTATIONS[name], pictures[i], labels[i]
             others = [j for j, (other, _) in enumerate(drawn) if other == name and j != i]
             if others and rng.random() < way.mix:
-                j, share = rng.choice(others), rng.uniform(0, 0.5)
+                j, share = rng.choice(others), way.share(rng)
                 picture = mixed(picture, pictures[j], share)
                 wanted = torch.lerp(wanted, labels[j], share)
             picture = picture[: self.hearing.encoder.frontend.frames]
