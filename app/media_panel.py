@@ -6,7 +6,8 @@ import gradio as gr
 from gradio.helpers import Examples
 
 from app import example_scenes, example_sounds
-from app.handlers import TAGS, Handlers
+from app.handlers import Handlers
+from app.heard import TAGS
 
 SEEING, HEARING = "What is in the picture?", "What do you hear?"
 AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}

@@ -83,7 +83,7 @@ def read_classes(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     if not rows or rows[0][1] != ["index", "mid", "display_name"]:
         raise ValueError(f"{path} does not begin with index,mid,display_name")
     numbers: dict[str, int] = {}
-    names = []
+    names: list[str] = []
     for line, row in rows[1:]:
         if len(row) != 3 or row[0] != str(len(names)):
             raise ValueError(f"{path}, line {line}: {row}, expected class {len(names)}, its mid and its name")

@@ -169,6 +169,7 @@ def test_a_sound_is_shown_and_asked_about(
     sound_tab: "Page", listening_model: Any, pictures: dict[str, Path], wave: Path
 ) -> None:
     tab, listener = sound_tab, Pipeline(listening_model)
+    tab.wait_for_selector("#question textarea[placeholder='What do you hear?']")
     tab.set_input_files("#sound input[type=file]", wave)
     assert _shown(tab) == [label for label, _ in listener.tag(wave)]
     for question, read in (("What do you hear?", True), ("And where is it?", False)):
@@ -184,6 +185,7 @@ def test_a_sound_is_shown_and_asked_about(
 
     tab.click("role=tab[name='Picture']")  # which keeps the sound, as a mark says
     tab.wait_for_selector("role=tab[name='Sound ●']")
+    tab.wait_for_selector("#question textarea[placeholder='What is in the picture?']")
     _upload(tab, pictures["red"])
     tab.wait_for_selector("role=tab[name='Picture ●']")
     tab.fill("#question textarea", "What is it?")
