@@ -13,6 +13,7 @@ import yaml
 
 from mm_rwkv7.listening import open_listener
 from mm_rwkv7.pipeline import Pipeline
+from training import score
 from training.audioset import AudioSet, Segment, read_segments
 from training.config import RECIPES, load_recipe
 from training.hearing import RATE
@@ -203,7 +204,9 @@ def test_the_recipe_makes_a_tagger_of_made_up_clips(data: Path, tmp_path: Path) 
     assert {label for label, _ in tags} == {said for _, said in CLASSES}
 
 
-def test_a_model_that_only_hears_goes_on_to_answer(data: Path, tmp_path: Path) -> None:
+def test_a_model_that_only_hears_goes_on_to_answer(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     fields = yaml.safe_load((RECIPES / "audioset_tagging.yaml").read_text())
     answer = {"name": "answer", "kind": "answer", "train": ["sound_projector", "lm"], "data": {"audioset_balanced": 1}}
     fields["stages"].append(answer | {"steps": 2, "batch": 2, "learning_rate": 1e-3})
@@ -213,7 +216,15 @@ def test_a_model_that_only_hears_goes_on_to_answer(data: Path, tmp_path: Path) -
         str(recipe), [f"data={data}", f"run={tmp_path / 'run'}", "stages.tagging.steps=1", "max_new_tokens=4", *SMALL]
     )
     with pytest.warns(UserWarning, match="left out"):
-        pipeline = Pipeline.from_pretrained(train(run, torch.device("cpu")))
+        folder = train(run, torch.device("cpu"))
+    monkeypatch.setattr(score, "TRAINED", 3)
+    with pytest.warns(UserWarning, match="left out"):
+        code = score.main([str(folder), "--data", str(data), "--sources", "audioset_balanced"])
+    assert code == 0
+    assert "| audioset_balanced | " in capsys.readouterr().out
+    assert score.main([str(folder), "--data", str(data)]) == 2
+    assert "cannot see" in capsys.readouterr().err
+    pipeline = Pipeline.from_pretrained(folder)
     assert len(losses(tmp_path / "run", "answer")) == 2
     assert len((tmp_path / "run/samples/step-3.jsonl").read_text().splitlines()) == 3
     assert pipeline.ask("What do you hear?", audio=[data / "audioset/balanced_train" / f"{name(0)}.wav"]).text
