@@ -126,7 +126,7 @@ class Visitors:
         seconds: float = 1800,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.heard = HeardSounds(pipeline)  # by everyone: uploads of the same bytes have the same path
+        self.heard = HeardSounds(pipeline)  # by everyone
         self._pipeline, self._capacity, self._seconds, self._clock = pipeline, capacity, seconds, clock
         self._known: OrderedDict[str, tuple[Conversation, float]] = OrderedDict()
         self._lock = threading.Lock()

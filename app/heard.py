@@ -1,9 +1,9 @@
 """Sounds that visitors gave, each encoded once: for its tags, and for the questions about it."""
 
+import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mm_rwkv7.hearing import Heard
 from mm_rwkv7.pipeline import Pipeline
@@ -19,12 +19,12 @@ class _Entry:
 
 
 class HeardSounds:
-    """The latest sounds by path, size and time. Who asks for one that is being encoded waits for it, and nobody else
+    """The latest sounds by path and content. Who asks for one that is being encoded waits for it, and nobody else
     does."""
 
     def __init__(self, pipeline: Pipeline, capacity: int = CAPACITY) -> None:
         self._pipeline, self._capacity = pipeline, capacity
-        self._known: OrderedDict[tuple[str, int, int], _Entry] = OrderedDict()
+        self._known: OrderedDict[tuple[str, bytes], _Entry] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, path: str) -> Heard:
@@ -40,9 +40,10 @@ class HeardSounds:
             return entry.heard
 
 
-def _key(path: str) -> tuple[str, int, int]:
+def _key(path: str) -> tuple[str, bytes]:
+    """An upload that comes again lies where it lay, but is written anew."""
     try:
-        about = Path(path).stat()
+        with open(path, "rb") as file:
+            return path, hashlib.file_digest(file, "sha256").digest()
     except OSError:
-        return path, 0, 0  # reading it will say what is wrong
-    return path, about.st_size, about.st_mtime_ns
+        return path, b""  # reading it will say what is wrong

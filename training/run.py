@@ -83,7 +83,8 @@ def build_model(run: RunConfig, sources: Mapping[str, AnySource]) -> tuple[MMRWK
             sound=run.sound_config(labels(run, sources)),
             **run.prompt,
         )
-        spelling = Pipeline(MMRWKV7(full)).processor
+        unbuilt = MMRWKV7(full)
+    spelling = Pipeline(unbuilt).processor
     texts = {text for source in sources.values() for text in source.texts()}
     pieces = (piece for text in texts for piece in (text, *turns(spelling, text, text)))
     vocabulary = Tokenizer.trim(pieces)

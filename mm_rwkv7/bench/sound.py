@@ -112,7 +112,7 @@ def _encoder(name: str, size: BiRWKV7Config, frames: int) -> SoundEncoder:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Seconds and memory against the length of the sound, both axes logarithmic."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     time, memory = figure.subplots(1, 2)
@@ -128,12 +128,19 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("length of the sound")
-        axes.set_xticks(LENGTHS, [f"{s} s" if s < 60 else f"{s // 60} min" for s in LENGTHS], fontsize=8)
+        axes.set_xticks(LENGTHS, map(_length, LENGTHS), fontsize=8)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     first = rows[0]
-    where = "GPU" if first["device"] != "cpu" else f"CPU, {first['threads']} threads"
+    where = "GPU" if first["device"] != "cpu" else f"CPU, {first['threads']} thread{'s' * (first['threads'] > 1)}"
     figure.suptitle(f"one window as long as the sound, fp32, batch 1, {where}", fontsize=10)
     figure.savefig(path, format="png", dpi=110)
+
+
+def _length(seconds: int) -> str:
+    if seconds < 60:
+        return f"{seconds} s"
+    return f"{seconds // 60} min" if seconds < 3600 else f"{seconds // 3600} h"

@@ -169,7 +169,6 @@ def test_a_sound_is_shown_and_asked_about(
     sound_tab: "Page", listening_model: Any, pictures: dict[str, Path], wave: Path
 ) -> None:
     tab, listener = sound_tab, Pipeline(listening_model)
-    tab.wait_for_selector("#question textarea[placeholder='What do you hear?']")
     tab.set_input_files("#sound input[type=file]", wave)
     assert _shown(tab) == [label for label, _ in listener.tag(wave)]
     for question, read in (("What do you hear?", True), ("And where is it?", False)):
@@ -185,7 +184,6 @@ def test_a_sound_is_shown_and_asked_about(
 
     tab.click("role=tab[name='Picture']")  # which keeps the sound, as a mark says
     tab.wait_for_selector("role=tab[name='Sound ●']")
-    tab.wait_for_selector("#question textarea[placeholder='What is in the picture?']")
     _upload(tab, pictures["red"])
     tab.wait_for_selector("role=tab[name='Picture ●']")
     tab.fill("#question textarea", "What is it?")
@@ -221,6 +219,7 @@ def test_an_example_sound_takes_the_picture_away(sound_tab: "Page", pictures: di
     tab.click("#sound-examples button >> nth=0")
     assert _shown(tab)
     _wait_until(tab, "document.querySelector('#question textarea').value.endsWith('?')")
+    assert tab.get_attribute("#question textarea", "placeholder") == "Ask about the picture or the sound"
     tab.wait_for_selector("role=tab[name='Picture']")
 
 
