@@ -5,11 +5,13 @@ proportion to the sum, over its classes, of one through how many segments have t
 """
 
 import csv
+import os
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +25,11 @@ LONGER = 1.0  # seconds that a clip may have more than its segment: frames of th
 QUESTION = "What do you hear?"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
-    """A clip that is there, the seconds that it should have, and its classes by number."""
+    """A clip that is there, the seconds that it should have, and its classes by number. There are two million."""
 
-    file: Path
+    file: str
     seconds: float
     classes: tuple[int, ...]
 
@@ -97,7 +99,7 @@ def read_classes(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
 def read_segments(path: Path, numbers: dict[str, int]) -> Iterator[tuple[str, float, tuple[int, ...]]]:
     """Of a table of segments (YTID, start, end, "mids"; what begins with # is a comment) the name, the seconds and the
     classes of each."""
-    known: dict[tuple[int, ...], tuple[int, ...]] = {}  # of two million segments many have the same classes
+    known: dict[Any, Any] = {}  # many segments have the same classes and the same length: one object each is enough
     for line, row in _rows(path):
         try:
             name, start, end, mids = row
@@ -108,17 +110,21 @@ def read_segments(path: Path, numbers: dict[str, int]) -> Iterator[tuple[str, fl
         except (KeyError, ValueError) as error:
             reason = f"no class {error}" if isinstance(error, KeyError) else "expected YTID, start, end, mids"
             raise ValueError(f"{path}, line {line}: {', '.join(row)}: {reason}") from error
-        yield name, seconds, known.setdefault(classes, classes)
+        yield name, known.setdefault(seconds, seconds), known.setdefault(classes, classes)
 
 
-def clips(folder: Path) -> dict[str, Path]:
-    """The sounds that are not empty, in a folder and all below it, by their names without a suffix."""
-    found: dict[str, Path] = {}
-    for file in folder.rglob("*"):
-        if file.suffix.lower() not in SUFFIXES or not file.stat().st_size:
-            continue
-        if (other := found.setdefault(file.stem, file)) is not file:
-            raise ValueError(f"{other} and {file} are the same clip")
+def clips(folder: Path) -> dict[str, str]:
+    """The sounds that are not empty (nor links to nothing), in a folder and all below it, by their names without a
+    suffix."""
+    found: dict[str, str] = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            file = os.path.join(place, name)
+            if suffix.lower() not in SUFFIXES or not os.path.isfile(file) or not os.path.getsize(file):
+                continue
+            if (other := found.setdefault(stem, file)) is not file:
+                raise ValueError(f"{other} and {file} are the same clip")
     return found
 
 

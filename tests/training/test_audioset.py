@@ -75,7 +75,7 @@ def test_every_segment_finds_its_clip_and_its_classes(data: Path) -> None:
     assert source.labels == tuple(said for _, said in CLASSES)
     assert [segment.classes for segment in source.segments] == [heard(n) for n in range(20)]
     for n, segment in enumerate(source.segments):
-        assert segment.file.stem.removeprefix("Y") == name(n)
+        assert Path(segment.file).stem.removeprefix("Y") == name(n)
         assert segment.seconds == 10
         sample = source._sample(segment)
         assert sample.labels == tuple(CLASSES[i][1] for i in heard(n))
@@ -91,8 +91,14 @@ def test_what_is_missing_is_counted_and_named(data: Path) -> None:
     ):
         held = AudioSet(data, ("balanced_train",)).held_out(10)
     assert [sample.labels for sample in held] == [tuple(CLASSES[i][1] for i in heard(n)) for n in range(20, 23)]
-    (data / "audioset/eval" / f"{name(22)}.ogg").write_bytes(b"")  # what a broken download leaves
+    clip = data / "audioset/eval" / f"{name(22)}.ogg"
+    assert clip.is_file()
+    clip.write_bytes(b"")  # what a broken download leaves
     with pytest.raises(ValueError, match=r"lacks 2 of the 4 clips .*take them out of the table"):
+        AudioSet(data, ("balanced_train",)).held_out(10)
+    clip.unlink()
+    clip.symlink_to(data / "nowhere.ogg")
+    with pytest.raises(ValueError, match=r"lacks 2 of the 4 clips"):
         AudioSet(data, ("balanced_train",)).held_out(10)
 
 
@@ -160,7 +166,7 @@ def test_rare_classes_are_drawn_more_often(data: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(source, "_sample", drawn.append)
     for _ in range(draws):
         source.train(rng)
-    found = Counter(segment.file.stem.removeprefix("Y") for segment in drawn)
+    found = Counter(Path(segment.file).stem.removeprefix("Y") for segment in drawn)
     counts = Counter(i for n in range(20) for i in heard(n))
     weights = {name(n): sum(1000 / (counts[i] + 0.01) for i in heard(n)) for n in range(20)}
     for clip, weight in weights.items():
