@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mm_rwkv7.bench.memory import peak_of
-from mm_rwkv7.bench.timing import timed
+from mm_rwkv7.bench.timing import milliseconds
 from mm_rwkv7.pipeline import Pipeline
 
 RATE, CHANNELS = 48_000, 2
@@ -55,8 +56,14 @@ def _measure(pipeline: Pipeline, path: Path, minutes: int) -> dict[str, object]:
         "tagging": lambda: pipeline.tag(path),
     }
     for name, run in ways.items():
-        taken: list[float] = []
-        peak = peak_of(lambda run=run, taken=taken: taken.append(timed(run, pipeline.device)[0]), pipeline.device)
-        row[f"{name}_s"] = round(taken[0] / 1000, 1)
+        taken, peak = cost(run, pipeline.device)
+        row[f"{name}_s"] = round(taken / 1000, 1)
         row[f"{name}_peak_mb"] = None if peak is None else round(peak / 1e6)
     return row
+
+
+def cost(run: Callable[[], object], device: torch.device) -> tuple[float, int | None]:
+    """The milliseconds of a call and its peak memory; see `peak_of`."""
+    taken: list[float] = []
+    peak = peak_of(lambda: taken.append(milliseconds(run, device)), device)
+    return taken[0], peak

@@ -15,10 +15,8 @@ from encoders.ast import AST, PATCH, ASTConfig
 from encoders.birwkv7 import BASE, SMALL, TINY, BiRWKV7, BiRWKV7Config
 from encoders.sound import SoundEncoder
 from encoders.spectrogram import Spectrogram
-from mm_rwkv7.bench.long_sound import read_long_sound
-from mm_rwkv7.bench.memory import peak_of
+from mm_rwkv7.bench.long_sound import cost, read_long_sound
 from mm_rwkv7.bench.peers import Unmeasured
-from mm_rwkv7.bench.timing import milliseconds
 from mm_rwkv7.ops import wkv7
 from mm_rwkv7.weights import choose_device
 
@@ -87,14 +85,13 @@ def measure(name: str, size: BiRWKV7Config, seconds: int, device: torch.device) 
     there = torch.tensor([frames], device=device)
     short = _encoder(name, size, 10 * PATCH).to(device).eval()
     short(windows[:, : 10 * PATCH], there.clamp(max=10 * PATCH))
-    taken: list[float] = []
-    peak = peak_of(lambda: taken.append(milliseconds(lambda: encoder(windows, there), device)), device)
+    taken, peak = cost(lambda: encoder(windows, there), device)
     return {
         "encoder": name,
         "parameters": sum(p.numel() for n, p in encoder.named_parameters() if "position" not in n),
         "length_s": seconds,
         "tokens": encoder.tokens,
-        "seconds": round(taken[0] / 1000, 3),
+        "seconds": round(taken / 1000, 3),
         "peak_mb": None if peak is None else round(peak / 1e6),
         "device": device.type,
         "threads": torch.get_num_threads(),
