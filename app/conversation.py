@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from operator import eq
 
+from app.heard import HeardSounds
 from mm_rwkv7.pipeline import Answer, Pipeline, question_about
 from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.state import State
@@ -35,9 +36,10 @@ class Conversation:
     are the messages so far. One question at a time; `stop` may come from any thread.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, heard: HeardSounds | None = None) -> None:
         self.turns: list[dict[str, str]] = []
         self._pipeline = pipeline
+        self._heard = heard or HeardSounds(pipeline)
         self._media: tuple[Medium, ...] = ()
         self._states: list[State] = []  # after each of them
         self._last: State | None = None  # after the last answer
@@ -56,7 +58,7 @@ class Conversation:
 
         ValueError for a bad file, an empty question, or while another answer is being written.
         """
-        if not question.strip():
+        if not question.strip() and not (media and self._pipeline.model.config.template.wordless):
             raise ValueError("the question is empty")
         if not self._busy.acquire(blocking=False):
             raise ValueError("an answer is still being written; stop it first")
@@ -91,7 +93,8 @@ class Conversation:
         known = sum(1 for _ in takewhile(bool, map(eq, media, self._media)))
         states = self._states[:known]
         for kind, path in media[known:]:
-            message = {"role": "user", "content": [{"type": kind, kind: path}]}
+            medium = path if kind == "image" else self._heard.of(path)
+            message = {"role": "user", "content": [{"type": kind, kind: medium}]}
             states.append(self._pipeline.prefill([message], states[-1] if states else None))
         self._media, self._states, self.turns = media, states, []
         self._last = states[-1] if states else None
@@ -123,6 +126,7 @@ class Visitors:
         seconds: float = 1800,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.heard = HeardSounds(pipeline)  # by everyone
         self._pipeline, self._capacity, self._seconds, self._clock = pipeline, capacity, seconds, clock
         self._known: OrderedDict[str, tuple[Conversation, float]] = OrderedDict()
         self._lock = threading.Lock()
@@ -135,7 +139,7 @@ class Visitors:
         with self._lock:
             now = self._clock()
             conversation, _ = self._known.pop(visitor, (None, now))
-            self._known[visitor] = conversation or Conversation(self._pipeline), now
+            self._known[visitor] = conversation or Conversation(self._pipeline, self.heard), now
             while len(self._known) > self._capacity or self._oldest() < now - self._seconds:
                 self._known.popitem(last=False)
             return self._known[visitor][0]

@@ -14,7 +14,6 @@ from mm_rwkv7.sampling import Sampling
 
 Update = tuple[Any, ...]
 
-TAGS = 5
 NAMES = {"image": "picture", "audio": "sound"}
 
 
@@ -76,8 +75,8 @@ class Handlers:
         if sound is None or hearing is None:
             return None, None
         with _refusals_as_messages([("audio", sound)]):
-            drawn = draw(self.pipeline.processor.sound(sound))
-            return drawn, None if hearing.head is None else dict(self.pipeline.tag(sound, TAGS))
+            heard = self.visitors.heard.of(sound)
+            return draw(heard.sound), None if hearing.head is None else dict(heard.tags)
 
     def stop(self, request: gr.Request) -> None:
         self.visitors.of(str(request.session_hash)).stop()

@@ -13,11 +13,12 @@ Part = dict[str, Any]  # a picture or a sound, as a message holds it
 
 
 def question_and_media(inputs: Sequence[str]) -> tuple[str, list[Part]]:
-    """The last of `inputs` is the question, the others are media files, which are read."""
+    """The last of `inputs` is the question, the others are media files, which are read. A question about a sound may be
+    empty: some models answer what is said in it."""
     if not inputs:
         raise ValueError("there is no question; expected: mm-rwkv7 ask [MEDIA]... QUESTION")
     *media, question = inputs
-    if not question.strip():
+    if not question.strip() and not any(map(is_sound, media)):  # with one, it is for the model to say
         raise ValueError("the question is empty")
     if os.path.isfile(question):
         raise ValueError(f"the question is missing: {question} is a file, and the question comes last")

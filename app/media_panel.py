@@ -6,9 +6,9 @@ import gradio as gr
 from gradio.helpers import Examples
 
 from app import example_scenes, example_sounds
-from app.handlers import TAGS, Handlers
+from app.handlers import Handlers
+from app.heard import TAGS
 
-SEEING, HEARING = "What is in the picture?", "What do you hear?"
 AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -31,8 +31,6 @@ def picture_and_sound(handlers: Handlers, question: gr.Textbox) -> tuple[gr.Imag
             sounds = _sounds(sound, question)
             _heard(sound, handlers)
     gr.on([picture.change, sound.change], _marked, [picture, sound], [picture_tab, sound_tab], **AT_ONCE)
-    for tab, asking in ((picture_tab, SEEING), (sound_tab, HEARING)):
-        tab.select(lambda asking=asking: gr.Textbox(placeholder=asking), None, question, **AT_ONCE)
     scenes.dataset.click(_nothing, None, sound, **AT_ONCE)
     sounds.dataset.click(_nothing, None, picture, **AT_ONCE)
     return picture, sound

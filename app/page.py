@@ -4,7 +4,7 @@ import gradio as gr
 
 from app.conversation import Visitors
 from app.handlers import Handlers
-from app.media_panel import AT_ONCE, SEEING, picture_and_sound
+from app.media_panel import AT_ONCE, picture_and_sound
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 
@@ -21,7 +21,8 @@ def build(pipeline: Pipeline) -> gr.Blocks:
     media = "picture" if pipeline.model.sound is None else "picture or a sound"
     with gr.Blocks(title="mm-rwkv7", analytics_enabled=False, delete_cache=(UPLOADS_KEPT, UPLOADS_KEPT)) as page:
         gr.Markdown(INTRODUCTION.format(media=media), elem_id="introduction")
-        question = gr.Textbox(label="Question", placeholder=SEEING, max_lines=4, elem_id="question", render=False)
+        asking = f"Ask about the {media.replace(' a ', ' the ')}"  # both may be there, whichever tab is open
+        question = gr.Textbox(label="Question", placeholder=asking, max_lines=4, elem_id="question", render=False)
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
                 picture, sound = picture_and_sound(handlers, question)

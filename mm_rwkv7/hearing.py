@@ -14,7 +14,8 @@ from encoders.pooling import pool_grid
 from encoders.sound import Frontend
 from mm_rwkv7.ops import wkv7
 from mm_rwkv7.projector import AnyProjectorConfig, ProjectorConfig, build_projector
-from mm_rwkv7.tagger import build_head
+from mm_rwkv7.sounds import Sound
+from mm_rwkv7.tagger import Tags, build_head
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,21 @@ class SoundTokens:
         return whole * self.of_window(self.frontend.frames) + (self.of_window(rest) if rest else 0)
 
 
+@dataclass(frozen=True)
+class Heard:
+    """A sound that a model has encoded: the `tokens` (n, D) that stand for it in a prompt, and its `tags`, none from a
+    model without a tagging head. It is as large as the sound is long."""
+
+    sound: Sound
+    tokens: Tensor
+    tags: Tags
+    model: object  # the fingerprint of the one that heard it
+
+    @property
+    def samples(self) -> int:
+        return self.sound.samples
+
+
 class Hearing(nn.Module):
     """Windows of a sound (W, F, M) and how many frames of each are sound (W,) -> tokens, or classes."""
 
@@ -97,7 +113,22 @@ class Hearing(nn.Module):
 
     def forward(self, windows: Tensor, frames: Tensor) -> Tensor:
         """-> tokens (W, `tokens.moments * tokens.pitches`, D), of which those of `tokens.of_window` lie under sound."""
+        return self._tokens(self.encoder(windows, frames), frames)
+
+    def read(self, windows: Tensor, frames: Tensor) -> Tensor:
+        """-> the tokens (..., D) of consecutive windows that lie under sound."""
+        return self._under(self(windows, frames), frames)
+
+    def tag(self, windows: Tensor, frames: Tensor) -> Tensor:
+        """-> logits (W, C) of the classes, from the mean of the encoder's features under sound."""
+        return self._classes(self.encoder(windows, frames), frames)
+
+    def read_and_tag(self, windows: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """-> what `read` gives and what `tag` gives, from one pass of the encoder."""
         features = self.encoder(windows, frames)
+        return self._under(self._tokens(features, frames), frames), self._classes(features, frames)
+
+    def _tokens(self, features: Tensor, frames: Tensor) -> Tensor:
         if self.pool is not None:
             # Where no sound is, nothing is averaged.
             heard = self.encoder.heard(frames)[..., None].to(features.dtype)
@@ -106,15 +137,12 @@ class Hearing(nn.Module):
         x: Tensor = self.projector(features)
         return x
 
-    def read(self, windows: Tensor, frames: Tensor) -> Tensor:
-        """-> the tokens (..., D) of consecutive windows that lie under sound."""
-        tokens = self(windows, frames)
+    def _under(self, tokens: Tensor, frames: Tensor) -> Tensor:
         counts = [self.tokens.of_window(count) for count in frames.tolist()]
         return torch.cat([row[:count] for row, count in zip(tokens, counts, strict=True)])
 
-    def tag(self, windows: Tensor, frames: Tensor) -> Tensor:
-        """-> logits (W, C) of the classes, from the mean of the encoder's features under sound."""
+    def _classes(self, features: Tensor, frames: Tensor) -> Tensor:
         if self.head is None:
             raise ValueError("this model has no tagging head")
-        logits: Tensor = self.head(self.encoder.mean(self.encoder(windows, frames), frames))
+        logits: Tensor = self.head(self.encoder.mean(features, frames))
         return logits.float()

@@ -42,7 +42,12 @@ def open_listener(model: str | os.PathLike[str], device: str = "auto", dtype: st
 def build(opened: OpenedTagger, device: str = "auto", dtype: str = "auto") -> Tagger:
     """The tagger of an opened checkpoint. Raises ValueError."""
     place = choose_device(device)
-    with torch.device("meta"):
-        tagger = Tagger(opened.config)
+    tagger = without_weights(opened)
     load_strictly(tagger, opened.tensors, opened.path, choose_dtype(dtype, place), place, opened.spell)
     return tagger.eval()
+
+
+def without_weights(opened: OpenedTagger) -> Tagger:
+    """The tagger of an opened checkpoint on the meta device. Raises ValueError."""
+    with torch.device("meta"):
+        return Tagger(opened.config)

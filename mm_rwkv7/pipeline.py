@@ -16,6 +16,7 @@ from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.decode import Stepper, stepper
 from mm_rwkv7.generate import Decoder, prefill
+from mm_rwkv7.hearing import Heard, Hearing
 from mm_rwkv7.int8 import quantise
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
@@ -210,14 +211,38 @@ class Pipeline:
     def tag(self, audio: SoundSource, top: int = 10) -> Tags:
         """The likeliest classes of a sound with their probabilities, which need not add up to one: several may be
         heard. Those of a long sound are the means over its windows."""
-        hearing = self.model.sound
-        if hearing is None or self.model.config.sound is None:
-            raise ValueError(f"model {self.name!r} has no sound encoder, it cannot hear")
+        hearing, labels = self._hearing()
         if hearing.head is None:
             raise ValueError(f"model {self.name!r} has no tagging head, it can be asked about a sound")
         windows = self._windows(self.processor.sound(audio))
         scored = ((hearing.tag(pictures, frames), frames) for pictures, frames in windows)
-        return likeliest(scored, self.model.config.sound.labels, top)
+        return likeliest(scored, labels, top)
+
+    @torch.no_grad()
+    def hear(self, audio: SoundSource, top: int = 10) -> Heard:
+        """Encode a sound once, for its tags and for prompts: what comes back stands where a sound does in messages."""
+        hearing, labels = self._hearing()
+        sound = self.processor.sound(audio)
+        tokens: list[Tensor] = []
+
+        def scored() -> Iterator[tuple[Tensor, Tensor]]:
+            for windows, frames in self._windows(sound):
+                read, logits = hearing.read_and_tag(windows, frames)
+                tokens.append(read)
+                yield logits, frames
+
+        if hearing.head is None:
+            tokens += [hearing.read(windows, frames) for windows, frames in self._windows(sound)]
+            tags: Tags = []
+        else:
+            tags = likeliest(scored(), labels, top)
+        return Heard(sound, torch.cat(tokens), tags, self._fingerprint)
+
+    def _hearing(self) -> tuple[Hearing, Sequence[str]]:
+        """The model's ears and the classes that they tell apart."""
+        if self.model.sound is None or self.model.config.sound is None:
+            raise ValueError(f"model {self.name!r} has no sound encoder, it cannot hear")
+        return self.model.sound, self.model.config.sound.labels
 
     def prefill(self, messages: Sequence[Message], state: State | None = None) -> State:
         """Read messages without answering. After a message of pictures and sounds alone the turn stays open: any number
@@ -258,6 +283,11 @@ class Pipeline:
     def _hear(self, batch: Batch) -> Iterator[Tensor]:
         """The tokens (..., D) of the batch's sounds, some windows at a time."""
         for sound in batch.sounds:
+            if isinstance(sound, Heard):
+                if sound.model is not self._fingerprint:
+                    raise ValueError("the sound was heard by another model than the one that is asked about it")
+                yield sound.tokens
+                continue
             for windows, frames in self._windows(sound):
                 yield self.model.hear(windows, frames)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from encoders.protocol import Pixels, Preprocess, Views, join
 from mm_rwkv7.config import MMConfig
-from mm_rwkv7.hearing import SoundTokens
+from mm_rwkv7.hearing import Heard, SoundTokens
 from mm_rwkv7.pictures import PictureSource, load_picture
 from mm_rwkv7.sounds import Sound, SoundSource
 from mm_rwkv7.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ class Picture:
 class Clip:
     """Stands among the pieces of a prompt where a sound's placeholders go."""
 
-    source: SoundSource
+    source: SoundSource | Heard
 
 
 Medium = Picture | Clip
@@ -52,7 +52,7 @@ class Batch:
     mask: Tensor | None = None
     pixels: Pixels | None = None
     tiles: tuple[int, ...] = ()
-    sounds: tuple[Sound, ...] = ()
+    sounds: tuple[Sound | Heard, ...] = ()
     open_turn: bool = False
 
 
@@ -90,7 +90,7 @@ class Processor:
         ids: list[int] = []
         pixels: list[Pixels] = []
         tiles: list[int] = []
-        sounds: list[Sound] = []
+        sounds: list[Sound | Heard] = []
         segments = self.segments(messages, generate, open_turn)
         for segment in segments:
             if isinstance(segment, Picture):
@@ -99,7 +99,7 @@ class Processor:
                 pixels.append(self._prepare(parts))
                 tiles.append(len(parts))
             elif isinstance(segment, Clip):
-                sounds.append(self.sound(segment.source))
+                sounds.append(segment.source if isinstance(segment.source, Heard) else self.sound(segment.source))
                 ids += self.sound_placeholders(sounds[-1].samples)
             else:
                 ids += self.tokenizer.encode(segment)
@@ -166,6 +166,8 @@ class Processor:
         segments: list[str | Medium] = []
         for number, message in enumerate(messages, start=1):
             segments += self._turn(message, f"message {number}", open_turn and number == 1)
+        if not segments and not generate:
+            raise ValueError("the message is empty")
         if generate:
             role, content = messages[-1]["role"], messages[-1]["content"]
             if role != "user":
@@ -198,7 +200,7 @@ class Processor:
         return [self.template.assistant, (self.template.answer + text if text else "") + self.template.turn_end]
 
     def _user_turn(self, parts: list[str | Medium], continued: bool) -> list[str | Medium]:
-        if not parts:
+        if not parts and not (continued and self.template.wordless):
             raise ValueError("the question is empty")
         if self.preprocess is None and any(isinstance(part, Picture) for part in parts):
             raise ValueError("this model has no vision tower, it cannot read pictures")

@@ -25,6 +25,7 @@ BLOCK = 1 << 16  # samples of each channel read at once
 KEPT_SECONDS = 60  # of a sound that is not read again when it is encoded
 RATES = (1_000, 768_000)
 MAX_CHANNELS = 64
+LOUDEST = 1e12  # the power of what is much larger is no fp32; integers that were not scaled are below
 LARGEST_RATIO = 1 << 21  # product of the two terms of a resampling ratio: its filter has that many taps and more
 
 
@@ -108,7 +109,7 @@ def _mono(source: SoundSource) -> tuple[Iterator[Tensor], int]:
 def _waveform(source: Waveform) -> tuple[Iterator[Tensor], int]:
     if len(source) != 2 or not isinstance(source[1], int | np.integer):
         raise ValueError("a waveform is given as (samples, samples per second)")
-    samples, rate = np.asarray(source[0]), int(source[1])
+    samples, rate = _numbers(source[0]), int(source[1])
     if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf":
         raise ValueError(f"the waveform is {samples.dtype} {samples.shape}, expected numbers (n,) or (n, channels)")
     if samples.ndim == 1:
@@ -118,6 +119,14 @@ def _waveform(source: Waveform) -> tuple[Iterator[Tensor], int]:
         raise ValueError("the waveform is empty")
     starts = range(0, len(samples), BLOCK)
     return _averaged("the waveform", (_scaled(samples[start : start + BLOCK]) for start in starts), rate), rate
+
+
+def _numbers(samples: Any) -> np.ndarray:
+    """An array of anything that holds numbers; a tensor may lie on a GPU, have a gradient or be bf16."""
+    if isinstance(samples, Tensor):
+        samples = samples.detach().cpu()
+        return samples.float().numpy() if samples.dtype == torch.bfloat16 else samples.numpy()
+    return np.asarray(samples)
 
 
 def _scaled(samples: np.ndarray) -> np.ndarray:
@@ -147,6 +156,8 @@ def _refusing_broken(name: str) -> Iterator[None]:
 
     try:
         yield
+    except soundfile.LibsndfileError as error:  # whose own text also names the file object
+        raise ValueError(f"{name} is broken or cut short: {error.error_string}") from error
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise ValueError(f"{name} is broken or cut short: {error}") from error
 
@@ -186,13 +197,15 @@ def _check(name: str, rate: int, channels: int) -> None:
 
 
 def _averaged(name: str, blocks: Iterator[np.ndarray], rate: int) -> Iterator[Tensor]:
-    """(n, channels) -> (n,), refusing what is no number."""
+    """(n, channels) -> (n,), refusing what is no number, or one that no sound has."""
     begun = 0
     for block in blocks:
-        wrong = ~np.isfinite(block).all(axis=1)
+        wrong = ~(np.abs(block) <= LOUDEST).all(axis=1)
         if wrong.any():
-            second = (begun + int(wrong.argmax())) / rate
-            raise ValueError(f"{name} has a sample that is no number at {second:.3f} s")
+            first = int(wrong.argmax())
+            finite = np.isfinite(block[first]).all()
+            said = f"a sample of {np.abs(block[first]).max():.0e}" if finite else "a sample that is no number"
+            raise ValueError(f"{name} has {said} at {(begun + first) / rate:.3f} s")
         begun += len(block)
         yield torch.from_numpy(block.mean(axis=1, dtype=np.float32))
 

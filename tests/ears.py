@@ -37,3 +37,11 @@ def give_ears(model: MMRWKV7) -> MMRWKV7:
     hearing.load_state_dict(model.state_dict(), strict=False)
     hearing.sound = make(SOUND)
     return hearing
+
+
+def without_words(model: MMRWKV7) -> MMRWKV7:
+    """The same model, but a sound alone is a question to it, as to WorldRWKV's models of speech."""
+    template = dataclasses.replace(model.config.template, images_first=True, wordless=True)
+    listening = MMRWKV7(dataclasses.replace(model.config, template=template)).eval()
+    listening.load_state_dict(model.state_dict())
+    return listening

@@ -17,7 +17,7 @@ from mm_rwkv7.processor import Message, Processor
 from mm_rwkv7.state import State
 from training.augment import AUGMENTATIONS, Augmentation, changed, masked
 from training.data import AnySample
-from training.hearing import Features, Sound
+from training.hearing import Features, SoundSample
 from training.loop import Stage
 from training.sources import Sample
 
@@ -46,7 +46,7 @@ class AnswerStage(Stage):
 
     def collate(self, drawn: Sequence[tuple[str, AnySample]], rng: random.Random) -> dict[str, Any]:
         pictures = [sample for _, sample in drawn if isinstance(sample, Sample)]
-        sounds = [(name, sample) for name, sample in drawn if isinstance(sample, Sound)]
+        sounds = [(name, sample) for name, sample in drawn if isinstance(sample, SoundSample)]
         samples: list[AnySample] = [*pictures, *(sound for _, sound in sounds)]
         rows = [
             (owner, *self._tokens(question, answer))
@@ -71,7 +71,7 @@ class AnswerStage(Stage):
             qa.append((describe, sample.caption))
         return qa
 
-    def _listen(self, drawn: Sequence[tuple[str, Sound]], rng: random.Random) -> dict[str, Tensor]:
+    def _listen(self, drawn: Sequence[tuple[str, SoundSample]], rng: random.Random) -> dict[str, Tensor]:
         """`windows` (W, F, M) of all sounds, how many `frames` (W,) of each are sound, and what is read before a
         question: `heard` (S, T) with its `heard_mask`."""
         tokens = self.processor.sound_tokens
@@ -180,9 +180,10 @@ def _up(number: int, to: int) -> int:
 
 
 def turns(processor: Processor, question: str, answer: str) -> list[str]:
-    """The texts around a picture, a question and its answer, each tokenized by itself: what comes before the
-    picture, what follows it, and last the answer with its end of turn."""
-    content = [{"type": "image", "image": b""}, {"type": "text", "text": question}]
+    """The texts around a picture (or a sound, in a model that cannot see), a question and its answer, each tokenized by
+    itself: what comes before the picture, what follows it, and last the answer with its end of turn."""
+    kind = "audio" if processor.preprocess is None else "image"
+    content = [{"type": kind, kind: b""}, {"type": "text", "text": question}]
     messages: list[Message] = [
         {"role": "user", "content": content},
         {"role": "assistant", "content": answer},

@@ -30,6 +30,7 @@ class Augmentation:
     hiss: how often noise is added, 0 ... 1.
     time_masks, bin_masks: SpecAugment's, (how many, how wide at most).
     mix: how often another sound of the same source is mixed in, 0 ... 1.
+    beta: its share of the power is drawn from Beta(beta, beta); without it, every share up to a half is as likely.
     """
 
     roll: bool = False
@@ -43,7 +44,17 @@ class Augmentation:
     time_masks: tuple[int, int] = (0, 0)
     bin_masks: tuple[int, int] = (0, 0)
     mix: float = 0.0
+    beta: float | None = None
 
+    def share(self, rng: random.Random) -> float:
+        """Of the sound that is mixed in, up to a half: the other one is the sound that was drawn."""
+        if self.beta is None:
+            return rng.uniform(0, 0.5)
+        share = rng.betavariate(self.beta, self.beta)
+        return min(share, 1 - share)
+
+
+AUDIOSET = Augmentation(time_masks=(1, 192), bin_masks=(1, 48), mix=0.5, beta=10.0)  # AST's
 
 # By the name of the source.
 AUGMENTATIONS: dict[str, Augmentation] = {
@@ -63,6 +74,8 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "spoken_digits": Augmentation(
         lead=60, stretch=1.25, shift=5.0, gain=2.5, tilt=0.8, hiss=0.3, time_masks=(1, 6), bin_masks=(2, 14)
     ),
+    "audioset": AUDIOSET,
+    "audioset_balanced": AUDIOSET,
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mm_rwkv7.sounds import load_sound
-from training.hearing import DESCRIBE, RATE, Sound
+from training.hearing import DESCRIBE, RATE, SoundSample
 
 
 class Captioned:
@@ -21,15 +21,15 @@ class Captioned:
     def texts(self) -> list[str]:
         return [DESCRIBE, *(caption for _, captions in (*self.training, *self.kept) for caption in captions)]
 
-    def train(self, rng: random.Random) -> Sound:
+    def train(self, rng: random.Random) -> SoundSample:
         path, captions = rng.choice(self.training)
         return self._sound(path, rng.choice(captions))
 
-    def held_out(self, limit: int) -> list[Sound]:
+    def held_out(self, limit: int) -> list[SoundSample]:
         return [self._sound(path, captions[0]) for path, captions in self.kept[:limit]]
 
-    def _sound(self, path: Path, caption: str) -> Sound:
-        return Sound(load_sound(path, RATE).numpy(), caption, ((DESCRIBE, caption),), (), fresh=True)
+    def _sound(self, path: Path, caption: str) -> SoundSample:
+        return SoundSample(load_sound(path, RATE).numpy(), caption, ((DESCRIBE, caption),), (), fresh=True)
 
 
 class AudioCaps(Captioned):

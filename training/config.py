@@ -79,9 +79,11 @@ class HearingRecipe:
     pool: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A run: the model to build and the stages that train it, one after another.
+
+    A model without a `tower` (and then without a `projector`) only hears.
 
     `start` names a checkpoint ("nano", "hf:owner/repo", a folder) whose weights and vocabulary the run begins with;
     without it the weights are random and the vocabulary is what the data can say. `template` (as a whole) and
@@ -89,9 +91,9 @@ class RunConfig:
     """
 
     run: str
-    tower: TimmTowerConfig
+    tower: TimmTowerConfig | None = None
     lm: dict[str, Any]  # RWKV7Config without its vocabulary, which comes from the data
-    projector: dict[str, Any]  # ProjectorConfig without its input width, which is the tower's
+    projector: dict[str, Any] | None = None  # ProjectorConfig without its input width, which is the tower's
     stages: tuple[StageConfig, ...]
     sound: HearingRecipe | None = None
     template: PromptTemplate | None = None
@@ -115,10 +117,18 @@ class RunConfig:
         self.lm_config(1)
         self.projector_config(1)
         self.sound_config(())
-        deaf = self.sound is None
-        for stage in self.stages:
-            if deaf and (wrong := {"sound_encoder", "sound_projector"}.intersection(stage.train)):
-                raise ValueError(f"stage {stage.name!r} trains {sorted(wrong)}, but the recipe has no sound")
+        if (self.tower is None) != (self.projector is None):
+            raise ValueError("a tower needs a projector and a projector needs a tower")
+        senses = {
+            "tower": ({"tower", "projector"}, self.tower),
+            "sound": ({"sound_encoder", "sound_projector"}, self.sound),
+        }
+        for name, (parts, sense) in senses.items():
+            for stage in self.stages:
+                if sense is None and (wrong := parts.intersection(stage.train)):
+                    raise ValueError(f"stage {stage.name!r} trains {sorted(wrong)}, but the recipe has no {name}")
+        if self.tower is None and self.sound is None:
+            raise ValueError("the recipe has neither a tower nor a sound")
         if self.start is None:
             for name, value in {"template": PromptTemplate(), "max_new_tokens": 64, **self.prompt}.items():
                 object.__setattr__(self, name, value)
@@ -132,7 +142,9 @@ class RunConfig:
     def lm_config(self, vocab_size: int) -> RWKV7Config:
         return build(RWKV7Config, {"vocab_size": vocab_size, **self.lm}, "lm")
 
-    def projector_config(self, input_width: int) -> ProjectorConfig:
+    def projector_config(self, input_width: int) -> ProjectorConfig | None:
+        if self.projector is None:
+            return None
         return build(ProjectorConfig, {"input_width": input_width, **self.projector}, "projector")
 
     def sound_config(self, labels: Sequence[str]) -> SoundConfig | None:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mm_rwkv7.processor import Message
+from training.audioset import AudioSet
 from training.captioned import AudioCaps, Clotho
-from training.hearing import ESC10, RATE, Sound, Soundscapes, SoundSource, SpokenDigits
+from training.hearing import ESC10, RATE, SoundSample, Soundscapes, SoundSource, SpokenDigits
 from training.sources import SOURCES, Sample, Source
 
 SOUND_SOURCES: dict[str, Callable[[Path], SoundSource]] = {
@@ -14,8 +15,11 @@ SOUND_SOURCES: dict[str, Callable[[Path], SoundSource]] = {
     "spoken_digits": SpokenDigits,
     "audiocaps": AudioCaps,
     "clotho": Clotho,
+    "audioset": lambda folder: AudioSet(folder, ("balanced_train", "unbalanced_train")),
+    "audioset_balanced": lambda folder: AudioSet(folder, ("balanced_train",)),
 }
-AnySample = Sample | Sound
+UNLABELLED = ("audiocaps", "clotho")  # sounds of no classes
+AnySample = Sample | SoundSample
 AnySource = Source | SoundSource
 NAMES = (*SOURCES, *SOUND_SOURCES)
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +21,14 @@ from mm_rwkv7.config import PromptTemplate
 from mm_rwkv7.sounds import load_sound
 from mm_rwkv7.synthetic import events, hearing, soundscapes
 from mm_rwkv7.synthetic.dice import Dice
-from training.sources import QA, read_rows
+from training.sources import QA, SourceOf, read_rows
 
 RATE = 16_000
 DESCRIBE = PromptTemplate.sound_caption
 
 
 @dataclass(frozen=True)
-class Sound:
+class SoundSample:
     """A sound and what is true of it.
 
     `waveform` is (n,) fp32 within about -1 ... 1 at `RATE`, `labels` are all classes that are heard in it. Generated
@@ -51,18 +51,7 @@ class Sound:
         return bool(self.kinds)
 
 
-class SoundSource(Protocol):
-    @property
-    def labels(self) -> Sequence[str]:
-        """The classes that `Sound.labels` takes."""
-
-    def texts(self) -> list[str]:
-        """Texts that between them use every word the source can say."""
-
-    def train(self, rng: random.Random) -> Sound: ...
-
-    def held_out(self, limit: int) -> list[Sound]:
-        """Up to `limit` sounds that `train` never gives."""
+SoundSource = SourceOf[SoundSample]
 
 
 class Soundscapes:
@@ -84,16 +73,16 @@ class Soundscapes:
         scape = events.lay_out(dice, self.SECONDS)
         return [hearing.caption(scape), *(text for asked in hearing.ask(scape, dice) for text in asked[:2])]
 
-    def train(self, rng: random.Random) -> Sound:
+    def train(self, rng: random.Random) -> SoundSample:
         return self._sound(2 * rng.getrandbits(30))
 
-    def held_out(self, limit: int) -> list[Sound]:
+    def held_out(self, limit: int) -> list[SoundSample]:
         return [self._sound(2 * i + 1) for i in range(limit)]
 
-    def _sound(self, seed: int) -> Sound:
+    def _sound(self, seed: int) -> SoundSample:
         scape = soundscapes.sample(seed, self.SECONDS)
         noise = [] if scape.noise is None else [f"{scape.noise} noise"]
-        return Sound(
+        return SoundSample(
             waveform=(scape.waveform / 32768).astype(np.float32),
             caption=scape.caption,
             qa=tuple((question, answer) for question, answer, _ in scape.qa),
@@ -112,8 +101,8 @@ class Recordings:
     labels: Sequence[str]
 
     def __init__(self, path: Path, label: Callable[[dict[str, Any]], str], keeps_out: Callable[[Any], bool]) -> None:
-        self.training: list[Sound] = []
-        self.kept: list[Sound] = []
+        self.training: list[SoundSample] = []
+        self.kept: list[SoundSample] = []
         for number, row in enumerate(read_rows(path)):
             try:
                 waveform = load_sound(row["audio"]["bytes"], RATE).numpy()
@@ -128,14 +117,14 @@ class Recordings:
     def texts(self) -> list[str]:
         return [DESCRIBE, self.question, *self.labels, *map(self.caption, self.labels)]
 
-    def train(self, rng: random.Random) -> Sound:
+    def train(self, rng: random.Random) -> SoundSample:
         return rng.choice(self.training)
 
-    def held_out(self, limit: int) -> list[Sound]:
+    def held_out(self, limit: int) -> list[SoundSample]:
         return self.kept[:limit]
 
-    def _sound(self, waveform: np.ndarray, label: str) -> Sound:
-        return Sound(waveform, self.caption(label), ((self.question, label),), (label,))
+    def _sound(self, waveform: np.ndarray, label: str) -> SoundSample:
+        return SoundSample(waveform, self.caption(label), ((self.question, label),), (label,))
 
 
 class ESC10(Recordings):
@@ -173,9 +162,9 @@ class Features:
 
     def __init__(self, frontend: Frontend) -> None:
         self.frontend = frontend
-        self._known: dict[int, tuple[Sound, Tensor]] = {}
+        self._known: dict[int, tuple[SoundSample, Tensor]] = {}
 
-    def __call__(self, sound: Sound) -> Tensor:
+    def __call__(self, sound: SoundSample) -> Tensor:
         if id(sound) in self._known:
             return self._known[id(sound)][1]
         if not isinstance(self.frontend, Spectrogram):

@@ -19,7 +19,7 @@ from mm_rwkv7.processor import Processor
 from mm_rwkv7.tokenizer import Tokenizer
 from training.answer import AnswerStage, turns
 from training.config import RunConfig, StageConfig
-from training.data import SOUND_SOURCES, AnySource, open_sources
+from training.data import SOUND_SOURCES, UNLABELLED, AnySource, open_sources
 from training.hearing import SoundSource
 from training.loop import kept_steps, train_stage, write_config
 from training.plot import plot_loss
@@ -62,31 +62,33 @@ def train(run: RunConfig, device: torch.device) -> Path:
 def data_of(run: RunConfig) -> dict[str, AnySource]:
     """Every source that some stage of `run` draws from. A ValueError names one that a stage or the model cannot use."""
     for stage in run.stages:
-        wrong = {"tower": set(SOUND_SOURCES), "tagging": set(SOURCES)}.get(stage.kind, set()).intersection(stage.data)
-        if run.sound is None:
-            wrong |= set(SOUND_SOURCES).intersection(stage.data)
-        if wrong:
+        wrong = {"tower": set(SOUND_SOURCES), "tagging": {*SOURCES, *UNLABELLED}}.get(stage.kind, set())
+        for sources, sense in ((SOURCES, run.tower), (SOUND_SOURCES, run.sound)):
+            if sense is None:
+                wrong = {*wrong, *sources}
+        if wrong := wrong.intersection(stage.data):
             raise ValueError(f"stage {stage.name!r} of kind {stage.kind!r} cannot learn from {sorted(wrong)}")
-    return open_sources((name for stage in run.stages for name in stage.data), Path(run.data), run.tower.image_size)
+    size = 0 if run.tower is None else run.tower.image_size
+    return open_sources((name for stage in run.stages for name in stage.data), Path(run.data), size)
 
 
 def build_model(run: RunConfig, sources: Mapping[str, AnySource]) -> tuple[MMRWKV7, Processor]:
     """A fresh model whose vocabulary is what the sources can say, and its processor."""
-    tower = TimmTower(run.tower)
-    full = MMConfig(run.lm_config(65536), run.tower, run.projector_config(tower.width), **run.prompt)
-    spelling = Processor(full, Tokenizer(), tower.preprocess, image_tokens=1)
+    with torch.device("meta"):
+        width = 0 if run.tower is None else TimmTower(run.tower).width
+        full = MMConfig(
+            lm=run.lm_config(65536),
+            tower=run.tower,
+            projector=run.projector_config(width),
+            sound=run.sound_config(labels(run, sources)),
+            **run.prompt,
+        )
+        unbuilt = MMRWKV7(full)
+    spelling = Pipeline(unbuilt).processor
     texts = {text for source in sources.values() for text in source.texts()}
     pieces = (piece for text in texts for piece in (text, *turns(spelling, text, text)))
     vocabulary = Tokenizer.trim(pieces)
-    config = MMConfig(
-        lm=run.lm_config(len(vocabulary)),
-        tower=run.tower,
-        projector=run.projector_config(tower.width),
-        vocabulary=vocabulary,
-        sound=run.sound_config(labels(run, sources)),
-        **run.prompt,
-    )
-    model = MMRWKV7(config)
+    model = MMRWKV7(dataclasses.replace(full, lm=run.lm_config(len(vocabulary)), vocabulary=vocabulary))
     initialise(model.lm)
     return model, Pipeline(model).processor
 
@@ -139,9 +141,9 @@ def _stage(
 
 def _parts(model: MMRWKV7) -> dict[str, list[nn.Module]]:
     """The modules that each name of `config.PARTS` stands for."""
-    assert model.tower is not None
-    assert model.projector is not None
-    parts: dict[str, list[nn.Module]] = {"tower": [model.tower], "projector": [model.projector], "lm": [model.lm]}
+    parts: dict[str, list[nn.Module]] = {"lm": [model.lm]}
+    if model.tower is not None and model.projector is not None:
+        parts |= {"tower": [model.tower], "projector": [model.projector]}
     if (hearing := model.sound) is not None:
         assert hearing.head is not None
         parts |= {"sound_encoder": [hearing.encoder, hearing.head], "sound_projector": [hearing.projector]}

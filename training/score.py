@@ -18,7 +18,7 @@ from mm_rwkv7.command import Parser, run_command
 from mm_rwkv7.pipeline import Pipeline
 from training.config import load_recipe
 from training.data import AnySample, AnySource, open_sources, open_turn
-from training.sources import Sample
+from training.sources import SOURCES, Sample
 
 TRAINED = 4000  # samples of each source that the blind guess has seen
 
@@ -97,10 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _score(options: Namespace) -> None:
     pipeline = Pipeline.from_pretrained(options.model)
-    if pipeline.model.tower is None:
-        raise ValueError(f"model {options.model!r} cannot see, it has no tower")
-    size = pipeline.model.tower.preprocess.size
     names = options.sources.split(",") if options.sources else [n for s in load_recipe("nano").stages for n in s.data]
+    tower = pipeline.model.tower
+    if tower is None and (seen := sorted(set(SOURCES).intersection(names))):
+        raise ValueError(f"model {options.model!r} cannot see, it has no tower, and {seen} are pictures")
+    size = 0 if tower is None else tower.preprocess.size
     print(table(score(pipeline, open_sources(names, options.data, size), options.limit)))
 
 

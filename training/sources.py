@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image, ImageEnhance
 
 from mm_rwkv7.synthetic import scenes
 
 QA = tuple[str, str]  # question, answer
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,23 @@ class Sample:
     aliases: tuple[str, ...] = ()
 
 
-class Source(Protocol):
+class SourceOf(Protocol[Given]):
+    """Where samples of one kind come from."""
+
     @property
     def labels(self) -> Sequence[str]:
-        """The classes that `Sample.label` takes."""
+        """The classes that samples are labelled with."""
 
     def texts(self) -> list[str]:
         """Texts that between them use every word the source can say."""
 
-    def train(self, rng: random.Random) -> Sample: ...
+    def train(self, rng: random.Random) -> Given: ...
 
-    def held_out(self, limit: int) -> list[Sample]:
+    def held_out(self, limit: int) -> list[Given]:
         """Up to `limit` samples that `train` never gives."""
+
+
+Source = SourceOf[Sample]
 
 
 class Scenes:

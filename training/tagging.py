@@ -21,7 +21,7 @@ from mm_rwkv7.hearing import Hearing
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.synthetic.soundscapes import KINDS, NOISES
 from training.augment import AUGMENTATIONS, changed, masked, mixed
-from training.hearing import Features, Sound, SoundSource
+from training.hearing import Features, SoundSample, SoundSource
 from training.loop import Stage
 
 EVENTS = (*KINDS, "beep", "note")
@@ -80,7 +80,7 @@ class TaggingStage(Stage):
         assert self.hearing.head is not None
         return nn.ModuleList([self.hearing.encoder, self.hearing.head])
 
-    def collate(self, drawn: Sequence[tuple[str, Sound]], rng: random.Random) -> dict[str, Any]:
+    def collate(self, drawn: Sequence[tuple[str, SoundSample]], rng: random.Random) -> dict[str, Any]:
         """-> `groups` of windows of one length; the stage's `loss` says what is in them."""
         pictures = [changed(self.features(sound), AUGMENTATIONS[name], rng) for name, sound in drawn]
         labels = [self._labels(sound) for _, sound in drawn]
@@ -89,7 +89,7 @@ class TaggingStage(Stage):
             way, picture, wanted = AUGMENTATIONS[name], pictures[i], labels[i]
             others = [j for j, (other, _) in enumerate(drawn) if other == name and j != i]
             if others and rng.random() < way.mix:
-                j, share = rng.choice(others), rng.uniform(0, 0.5)
+                j, share = rng.choice(others), way.share(rng)
                 picture = mixed(picture, pictures[j], share)
                 wanted = torch.lerp(wanted, labels[j], share)
             picture = picture[: self.hearing.encoder.frontend.frames]
@@ -113,7 +113,7 @@ class TaggingStage(Stage):
             "sources": [row.source for row in rows],
         }
 
-    def _labels(self, sound: Sound) -> Tensor:
+    def _labels(self, sound: SoundSample) -> Tensor:
         """(C,) one for every class that is heard."""
         labels = torch.zeros(len(self.number))
         labels[[self.number[label] for label in sound.labels]] = 1
@@ -125,7 +125,7 @@ class TaggingStage(Stage):
         sums = picture.logsumexp(1).split(step)
         return torch.stack([(part.logsumexp(0) - math.log(len(part))) for part in sums]) / 10
 
-    def _targets(self, sound: Sound) -> Tensor:
+    def _targets(self, sound: SoundSample) -> Tensor:
         """(T, 5 + 1 + events): begin, its place, low, high, octave, noise, events; NaN where nobody knows or nothing
         is to be said."""
         grid = self.hearing.encoder.grid[0]

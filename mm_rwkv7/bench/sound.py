@@ -3,6 +3,7 @@
 Each reads the whole spectrogram as one window, so that every moment may know of every other.
 """
 
+import math
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,14 @@ from encoders.ast import AST, PATCH, ASTConfig
 from encoders.birwkv7 import BASE, SMALL, TINY, BiRWKV7, BiRWKV7Config
 from encoders.sound import SoundEncoder
 from encoders.spectrogram import Spectrogram
-from mm_rwkv7.bench.memory import peak_of
+from mm_rwkv7.bench.long_sound import cost, read_long_sound
 from mm_rwkv7.bench.peers import Unmeasured
-from mm_rwkv7.bench.timing import milliseconds
 from mm_rwkv7.ops import wkv7
 from mm_rwkv7.weights import choose_device
 
 HELP = (
     "seconds to encode a sound, by its length, beside AST of the same width and depth on the same patches; random "
-    "weights, fp32, one window as long as the sound"
+    "weights, fp32, one window as long as the sound; with --minutes, a long file through a whole model"
 )
 SIZES = {"tiny": TINY, "small": SMALL, "base": BASE}
 LENGTHS = (10, 30, 60, 180, 600, 1800, 3600)
@@ -32,31 +32,49 @@ FRAMES = 100  # a second
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--size", default="base", choices=list(SIZES), help="A-RWKV's tiny, small or base (default)")
     parser.add_argument("--longest", type=int, default=3600, help="seconds of the longest sound (default 3600)")
-    parser.add_argument("--limit", type=float, default=60, help="stop where one run takes so many seconds (default 60)")
+    parser.add_argument(
+        "--limit", type=float, default=60, help="an encoder stops before a run that is to take longer (default 60 s)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it, too")
+    parser.add_argument("--minutes", type=int, help="instead, memory while --model reads and tags 1, 10 and so many")
+    parser.add_argument("--model", default="nano", help="for --minutes: nano, hf:OWNER/REPO or a checkpoint folder")
 
 
 def rows(arguments: Namespace) -> list[dict[str, Any]]:
     """One row per encoder and length. `peak_mb` is the whole process's memory, None where the system does not tell."""
+    if arguments.minutes is not None:
+        return read_long_sound(arguments.model, arguments.minutes, arguments.device)
     if arguments.plot is not None and not arguments.plot.parent.is_dir():
         raise ValueError(f"--plot is {arguments.plot}, whose folder does not exist")
     device = choose_device(arguments.device)
     found: list[dict[str, Any]] = []
-    over: dict[str, str] = {}
+    taken: dict[str, list[tuple[int, float]]] = {"RWKV-7": [], "AST": []}
     with torch.inference_mode():
         for seconds in (length for length in LENGTHS if length <= arguments.longest):
-            for name in ("RWKV-7", "AST"):
-                if name in over:
-                    found.append(Unmeasured(f"{name} at {seconds} s", over[name]).row())
+            for name, known in taken.items():
+                if (wanted := expected(known, seconds)) > arguments.limit:
+                    reason = f"it would take about {wanted:.0f} s, {known[-1][0]} s of sound took {known[-1][1]} s"
+                    found.append(Unmeasured(f"{name} at {seconds} s", reason).row())
                     continue
                 row = measure(name, SIZES[arguments.size], seconds, device)
+                known.append((seconds, row["seconds"]))
                 found.append(row)
-                if row["seconds"] > arguments.limit:
-                    over[name] = f"{row['length_s']} s of sound took {row['seconds']} s"
     if arguments.plot is not None:
         draw([row for row in found if "not_measured" not in row], arguments.plot)
     return found
+
+
+def expected(known: list[tuple[int, float]], length: int) -> float:
+    """Seconds that a sound of this length is to take if they grow on as they did over the last two lengths, of which
+    `known` has (length, seconds); at least in proportion."""
+    if not known:
+        return 0.0
+    (last, seconds), power = known[-1], 1.0
+    if len(known) > 1:
+        before, sooner = known[-2]
+        power = max(1.0, math.log(seconds / sooner) / math.log(last / before))
+    return seconds * (length / last) ** power
 
 
 def measure(name: str, size: BiRWKV7Config, seconds: int, device: torch.device) -> dict[str, Any]:
@@ -67,14 +85,13 @@ def measure(name: str, size: BiRWKV7Config, seconds: int, device: torch.device) 
     there = torch.tensor([frames], device=device)
     short = _encoder(name, size, 10 * PATCH).to(device).eval()
     short(windows[:, : 10 * PATCH], there.clamp(max=10 * PATCH))
-    taken: list[float] = []
-    peak = peak_of(lambda: taken.append(milliseconds(lambda: encoder(windows, there), device)), device)
+    taken, peak = cost(lambda: encoder(windows, there), device)
     return {
         "encoder": name,
         "parameters": sum(p.numel() for n, p in encoder.named_parameters() if "position" not in n),
         "length_s": seconds,
         "tokens": encoder.tokens,
-        "seconds": round(taken[0] / 1000, 3),
+        "seconds": round(taken / 1000, 3),
         "peak_mb": None if peak is None else round(peak / 1e6),
         "device": device.type,
         "threads": torch.get_num_threads(),
@@ -92,7 +109,7 @@ def _encoder(name: str, size: BiRWKV7Config, frames: int) -> SoundEncoder:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Seconds and memory against the length of the sound, both axes logarithmic."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     time, memory = figure.subplots(1, 2)
@@ -108,12 +125,19 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("length of the sound")
-        axes.set_xticks(LENGTHS, [f"{s} s" if s < 60 else f"{s // 60} min" for s in LENGTHS], fontsize=8)
+        axes.set_xticks(LENGTHS, map(_length, LENGTHS), fontsize=8)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     first = rows[0]
-    where = "GPU" if first["device"] != "cpu" else f"CPU, {first['threads']} threads"
+    where = "GPU" if first["device"] != "cpu" else f"CPU, {first['threads']} thread{'s' * (first['threads'] > 1)}"
     figure.suptitle(f"one window as long as the sound, fp32, batch 1, {where}", fontsize=10)
     figure.savefig(path, format="png", dpi=110)
+
+
+def _length(seconds: int) -> str:
+    if seconds < 60:
+        return f"{seconds} s"
+    return f"{seconds // 60} min" if seconds < 3600 else f"{seconds // 3600} h"

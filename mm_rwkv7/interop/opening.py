@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mm_rwkv7.interop import hf, native, text, visualrwkv, worldrwkv
-from mm_rwkv7.interop.files import read
+from mm_rwkv7.interop.files import Stored, read
 from mm_rwkv7.interop.format import Checkpoint, Format
 from mm_rwkv7.interop.language import refuse_variants, unrecognised
 from mm_rwkv7.interop.taggers import tagger_format
@@ -15,9 +15,15 @@ FORMATS: tuple[Format, ...] = (native, hf, visualrwkv, worldrwkv, text)
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a file or folder without reading its weights. A ValueError says what the file is instead, where it is no
     RWKV-7 that is known here."""
-    stored = read(path)
+    return open_stored(read(path))
+
+
+def open_stored(stored: Stored) -> Checkpoint:
+    """The same for a file that has been read."""
     if (tagger := tagger_format(stored)) is not None:
-        raise ValueError(f"{path} is a tagger of sounds ({tagger.FORMAT}), `mm-rwkv7 tag` is for it: it has no words")
+        raise ValueError(
+            f"{stored.path} is a tagger of sounds ({tagger.FORMAT}), `mm-rwkv7 tag` is for it: it has no words"
+        )
     refuse_variants(stored)
     for candidate in FORMATS:
         if candidate.recognises(stored):

@@ -219,6 +219,7 @@ def test_an_example_sound_takes_the_picture_away(sound_tab: "Page", pictures: di
     tab.click("#sound-examples button >> nth=0")
     assert _shown(tab)
     _wait_until(tab, "document.querySelector('#question textarea').value.endsWith('?')")
+    assert tab.get_attribute("#question textarea", "placeholder") == "Ask about the picture or the sound"
     tab.wait_for_selector("role=tab[name='Picture']")
 
 

@@ -19,9 +19,11 @@ from PIL import Image
 
 from app.cli import main
 from app.media import question_and_media
+from mm_rwkv7 import checkpoint
+from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.synthetic import soundscapes
-from tests.ears import LABELS
+from tests.ears import LABELS, without_words
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -310,11 +312,27 @@ def test_chat_goes_on_from_line_to_line(
     assert (code, out) == (0, [first.text, second.text])
 
 
-def test_chat_takes_a_sound(run: Run, sound: Path, listening_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = Pipeline.from_pretrained(listening_checkpoint, "cpu").ask("What is this?", audio=[sound])
-    monkeypatch.setattr(sys, "stdin", StringIO("What is this?\n"))
-    code, out, _ = run("chat", sound, "--model", listening_checkpoint, "--device", "cpu")
-    assert (code, out) == (0, [expected.text])
+def test_chat_takes_a_picture_and_a_sound(
+    run: Run, scene: Path, sound: Path, listening_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline.from_pretrained(listening_checkpoint, "cpu")
+    for images in ([], [scene]):
+        first = pipeline.ask("What is this?", images, [sound])
+        second = pipeline.ask("Where is it?", state=first.state)
+        monkeypatch.setattr(sys, "stdin", StringIO("What is this?\nWhere is it?\n"))
+        code, out, _ = run("chat", *images, sound, "--model", listening_checkpoint, "--device", "cpu")
+        assert (code, out) == (0, [first.text, second.text])
+
+
+def test_a_sound_without_words_is_for_a_model_that_needs_none(
+    run: Run, sound: Path, listening_model: MMRWKV7, listening_checkpoint: Path, tmp_path: Path
+) -> None:
+    code, out, err = run("ask", sound, "", "--model", listening_checkpoint)
+    assert (code, out, err) == (2, [], ["error: the question is empty"])
+    model = without_words(listening_model)
+    checkpoint.save(model, tmp_path / "model", "# wordless\n")
+    code, out, _ = run("ask", sound, "", "--model", tmp_path / "model", "--device", "cpu")
+    assert (code, out) == (0, [Pipeline(model).ask("", audio=[sound]).text])
 
 
 def test_train_gets_its_own_arguments(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

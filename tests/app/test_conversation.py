@@ -1,5 +1,6 @@
 """One visitor's conversation, and many visitors' at once."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -10,9 +11,10 @@ import pytest
 import soundfile
 
 from app.conversation import Conversation, Medium, Progress, Visitors
+from app.heard import HeardSounds
 from mm_rwkv7.pipeline import Answer, Pipeline
 from mm_rwkv7.sampling import Sampling
-from tests.ears import RATE, noise
+from tests.ears import RATE, noise, without_words
 
 Pictures = dict[str, Path]
 PLAIN = Sampling()
@@ -71,27 +73,81 @@ def test_a_picture_and_a_sound_are_each_read_once(
     for seed, name in enumerate(("one", "two")):
         soundfile.write(tmp_path / f"{name}.wav", noise(1.0, seed).numpy(), RATE, subtype="FLOAT")
     read: list[str] = []
-    encode, hear = listening_model.encode, listening_model.sound.read
+    encode, hear = listening_model.encode, listening_model.sound.encoder.forward
     monkeypatch.setattr(listening_model, "encode", lambda *pixels: read.append("image") or encode(*pixels))
-    monkeypatch.setattr(listening_model.sound, "read", lambda *windows: read.append("audio") or hear(*windows))
+    monkeypatch.setattr(listening_model.sound.encoder, "forward", lambda *w: read.append("audio") or hear(*w))
     conversation = Conversation(listener)
     one, two = ([("audio", str(tmp_path / f"{name}.wav"))] for name in ("one", "two"))
     red = _seen(pictures["red"])
-    for media, expected in (
-        (red, ["image"]),
-        ([*red, *one], ["audio"]),
-        ([*red, *one], []),
-        ([*red, *two], ["audio"]),
-        (two, ["audio"]),
-        ([*red, *two], ["image", "audio"]),
-        (red, []),
-        ([], []),
+    for media, expected, encoded in (
+        (red, ["image"], ["image"]),
+        ([*red, *one], ["audio"], ["audio"]),
+        ([*red, *one], [], []),
+        ([*red, *two], ["audio"], ["audio"]),
+        (two, ["audio"], []),
+        ([*red, *two], ["image", "audio"], ["image"]),
+        (red, [], []),
+        ([], [], []),
     ):
         read.clear()
         *_, last = conversation.ask("What is it?", media, PLAIN)
-        assert read == [kind for kind, _ in last.read] == expected
+        assert [kind for kind, _ in last.read] == expected
+        assert read == encoded
         images, sounds = ([path for kind, path in media if kind == wanted] for wanted in ("image", "audio"))
         assert last.text == listener.ask("What is it?", images, sounds).text
+
+
+def test_another_file_under_a_sounds_name_is_another_sound(listening_model: Any, tmp_path: Path) -> None:
+    listener, path = Pipeline(listening_model, "listener"), tmp_path / "a.wav"
+    heard = HeardSounds(listener)
+    for seed in (0, 1):
+        soundfile.write(path, noise(1.0 + seed, seed).numpy(), RATE, subtype="FLOAT")
+        assert heard.of(str(path)).tags == listener.tag(path)
+        answer = _last(Conversation(listener, heard).ask("What?", [("audio", str(path))], PLAIN))
+        assert answer.text == listener.ask("What?", audio=[path]).text
+
+
+def test_the_latest_sounds_are_kept_and_one_is_encoded_once_for_all(
+    listening_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Pipeline(listening_model, "listener")
+    encoded: list[str] = []
+    hear = Pipeline.hear
+
+    def slowly(pipeline: Pipeline, path: str, top: int) -> Any:
+        encoded.append(Path(path).name)
+        time.sleep(0.2)
+        return hear(pipeline, path, top)
+
+    monkeypatch.setattr(Pipeline, "hear", slowly)
+    for seed in range(3):
+        soundfile.write(tmp_path / f"{seed}.wav", noise(1.0, seed).numpy(), RATE, subtype="FLOAT")
+    heard = HeardSounds(listener, capacity=2)
+    first, second, third = (str(tmp_path / f"{seed}.wav") for seed in range(3))
+    with ThreadPoolExecutor(4) as several:
+        assert len({id(found) for found in several.map(heard.of, [first] * 4)}) == 1
+    assert encoded == ["0.wav"]
+    for path in (second, first, third, first, second):
+        heard.of(path)
+    assert encoded == ["0.wav", "1.wav", "2.wav", "1.wav"]
+
+
+def test_a_sound_that_cannot_be_read_is_tried_again(listening_model: Any, tmp_path: Path) -> None:
+    heard, path = HeardSounds(Pipeline(listening_model, "listener")), tmp_path / "a.wav"
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no such file"):
+            heard.of(str(path))
+
+
+def test_a_model_that_needs_no_words_is_asked_about_a_sound_without_them(
+    listening_model: Any, pictures: Pictures, wave: Path
+) -> None:
+    listener = Pipeline(without_words(listening_model), "listener")
+    conversation = Conversation(listener)
+    answer = _last(conversation.ask("", [("audio", str(wave))], PLAIN))
+    assert answer.text == listener.ask("", audio=[wave]).text
+    with pytest.raises(ValueError, match="question is empty"):
+        next(conversation.ask("", [], PLAIN))
 
 
 def test_a_new_picture_begins_anew(pipeline: Pipeline, pictures: Pictures) -> None:

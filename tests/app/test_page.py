@@ -96,6 +96,20 @@ def test_a_sound_is_asked_about_and_shown(
     assert visitor.predict(None, api_name="/hear") == (None, {})
 
 
+def test_a_sound_is_encoded_once_for_its_tags_and_all_questions(
+    listening_page: str, listening_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new.wav"
+    soundfile.write(path, np.random.default_rng().normal(0, 0.1, 8000), 16_000)
+    encode, encoded = listening_model.sound.encoder.forward, []
+    monkeypatch.setattr(listening_model.sound.encoder, "forward", lambda *w: encoded.append(1) or encode(*w))
+    for _ in range(2):
+        visitor = Client(listening_page, verbose=False)
+        visitor.predict(handle_file(path), api_name="/hear")
+        visitor.predict(**_asking(None, "What?") | {"sound": handle_file(path)}, api_name="/ask")
+    assert len(encoded) == 1
+
+
 def test_a_file_that_is_no_sound_is_a_message(listening_page: str, tmp_path: Path) -> None:
     text = tmp_path / "text.wav"
     text.write_text("no sound")

@@ -1,5 +1,6 @@
 """A model that hears: sounds as tokens, tags, and conversations about sounds and pictures."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from mm_rwkv7.projector import AdapterProjectorConfig, ProjectorConfig
 from mm_rwkv7.sounds import KEPT_SECONDS, Sound
 from mm_rwkv7.synthetic import soundscapes
 from mm_rwkv7.tagger import WINDOWS
-from tests.ears import ENCODER, LABELS, RATE, SOUND, SPECTROGRAM, make, noise
+from tests.ears import ENCODER, LABELS, RATE, SOUND, SPECTROGRAM, give_ears, make, noise, without_words
 
 GREEN = Image.new("RGB", (30, 30), "green")
 
@@ -184,6 +185,51 @@ def test_tags_are_the_likeliest_classes_in_order(listener: Pipeline) -> None:
     scores = hearing.tag(picture, frames).sigmoid()
     expected = (scores * frames[:, None]).sum(0) / frames.sum()
     assert dict(tags) == pytest.approx(dict(zip(LABELS, expected.tolist(), strict=True)), abs=1e-5)
+
+
+def test_a_sound_heard_once_is_tagged_and_asked_about(
+    listener: Pipeline, tiny_model: MMRWKV7, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = (noise(30.0).numpy(), RATE)
+    encode, encoded = listener.model.sound.encoder.forward, []
+    monkeypatch.setattr(listener.model.sound.encoder, "forward", lambda *w: encoded.append(len(w[0])) or encode(*w))
+    heard = listener.hear(clip, top=2)
+    assert sum(encoded) == 24  # windows of 1.28 s
+    encoded.clear()
+    asked = listener.ask("What is it?", audio=[heard])
+    twice = listener.ask("What is it?", audio=[heard, heard])
+    assert not encoded
+    assert heard.tags == listener.tag(clip, top=2)
+    assert asked.text == listener.ask("What is it?", audio=[clip]).text
+    assert asked.usage.media_tokens == len(heard.tokens) == listener.model.sound.tokens.count(heard.samples)
+    assert twice.text == listener.ask("What is it?", audio=[clip, clip]).text
+    with pytest.raises(ValueError, match="heard by another model"):
+        Pipeline(give_ears(tiny_model)).ask("What is it?", audio=[heard])
+    with pytest.raises(ValueError, match="cannot hear"):
+        Pipeline(tiny_model, "deaf").hear(clip)
+
+
+def test_a_sound_is_heard_without_a_tagging_head(listener: Pipeline) -> None:
+    clip = (noise(1.0).numpy(), RATE)
+    model = MMRWKV7(dataclasses.replace(listener.model.config, sound=dataclasses.replace(SOUND, labels=()))).eval()
+    model.load_state_dict(listener.model.state_dict(), strict=False)
+    headless = Pipeline(model)
+    heard = headless.hear(clip)
+    assert heard.tags == []
+    assert headless.ask("a", audio=[heard]).text == headless.ask("a", audio=[clip]).text
+
+
+def test_a_turn_without_words_goes_on_where_the_template_wants_none(listener: Pipeline) -> None:
+    clip = (noise(1.0).numpy(), RATE)
+    wordless = Pipeline(without_words(listener.model))
+    read = wordless.prefill([{"role": "user", "content": [{"type": "audio", "audio": clip}]}])
+    assert wordless.ask("", state=read).text == wordless.ask("", audio=[clip]).text
+    assert wordless.ask("Why?", state=read).text == wordless.ask("Why?", audio=[clip]).text
+    for asked in (lambda: wordless.ask(""), lambda: wordless.prefill([{"role": "user", "content": ""}], read)):
+        with pytest.raises(ValueError, match="is empty"):
+            asked()
+    with pytest.raises(ValueError, match="is empty"):
+        listener.ask("", audio=[clip])
 
 
 def test_a_model_that_does_not_hear_or_tag_says_so(tiny_model: MMRWKV7, listener: Pipeline) -> None:

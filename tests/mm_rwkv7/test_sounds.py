@@ -79,7 +79,24 @@ def test_numbers_are_scaled_by_their_type(dtype: str) -> None:
 
 
 def test_a_tensor_is_a_waveform() -> None:
-    assert torch.equal(load_sound((torch.ones(10), 16_000)), torch.ones(10))
+    samples = torch.linspace(-1, 1, 100)
+    for tensor in (samples.bfloat16(), samples.half(), samples.double(), samples.clone().requires_grad_()):
+        torch.testing.assert_close(load_sound((tensor, 16_000)), tensor.detach().float())
+
+
+def test_what_is_louder_than_any_sound_is_refused() -> None:
+    loud = np.full((1000, 2), 32_768.0, np.float32)  # of integers, not scaled
+    assert load_sound((loud, 16_000)).max() == 32_768
+    loud[160, 1] = 3e38
+    assert "has a sample of 3e+38 at 0.010 s" in refusal((loud, 16_000))
+
+
+def test_no_error_names_python_objects() -> None:
+    for kind in ("FLAC", "OGG", "WAV"):
+        said = refusal(encoded(tone(0.5, 16_000), 16_000, kind)[:30])
+        assert "broken or cut short" in said
+        assert "object at" not in said
+        assert "BytesIO" not in said
 
 
 def test_one_sample_is_a_sound() -> None:

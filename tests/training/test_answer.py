@@ -21,7 +21,7 @@ from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.synthetic import scenes, soundscapes
 from training.answer import IGNORED, AnswerStage
 from training.data import AnySample, open_turn
-from training.hearing import Sound
+from training.hearing import SoundSample
 from training.sources import Sample
 
 SAMPLES = [
@@ -36,7 +36,7 @@ DRAWN = [("scenes", sample) for sample in SAMPLES]
 HEARD = [
     (
         "as it is",
-        Sound(
+        SoundSample(
             scape.waveform[:length].astype(np.float32) / 32768,
             scape.caption,
             tuple((question, answer) for question, answer, _ in scape.qa),
@@ -131,7 +131,7 @@ def test_the_loss_is_that_of_every_whole_prompt_alone(
     trained = stage(listener, processor, blind=blind)
     batch = trained.collate(drawn, random.Random(1))
     loss, report = trained.loss(batch)
-    samples = sorted((sample for _, sample in drawn), key=lambda sample: isinstance(sample, Sound))
+    samples = sorted((sample for _, sample in drawn), key=lambda sample: isinstance(sample, SoundSample))
     placeholders = torch.tensor([listener.config.image_id, listener.config.audio_id])
     losses, right = [], []
     for owner, question, answer in rows(batch, processor):

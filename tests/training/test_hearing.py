@@ -8,12 +8,12 @@ import pytest
 
 from mm_rwkv7.synthetic import soundscapes
 from training.data import SOUND_SOURCES
-from training.hearing import ESC10, RATE, Recordings, Sound, Soundscapes, SpokenDigits
+from training.hearing import ESC10, RATE, Recordings, SoundSample, Soundscapes, SpokenDigits
 
 NOWHERE = Path()
 
 
-def assert_usable(sounds: list[Sound], labels: Any) -> None:
+def assert_usable(sounds: list[SoundSample], labels: Any) -> None:
     for sound in sounds:
         assert sound.waveform.dtype == np.float32
         assert sound.waveform.ndim == 1

@@ -18,7 +18,7 @@ from mm_rwkv7.synthetic.soundscapes import Event
 from training import tagging
 from training.augment import Augmentation
 from training.config import StageConfig, load_recipe
-from training.hearing import RATE, Sound, Soundscapes
+from training.hearing import RATE, SoundSample, Soundscapes
 from training.loop import train_stage
 from training.tagging import EVENTS, TaggingStage
 
@@ -55,12 +55,12 @@ def stage(tiny_model: MMRWKV7) -> TaggingStage:
     return make(tiny_model)
 
 
-def recording(label: str, seconds: float, seed: int = 0) -> Sound:
+def recording(label: str, seconds: float, seed: int = 0) -> SoundSample:
     waveform = np.random.default_rng(seed).normal(0, 0.1, round(seconds * RATE)).astype(np.float32)
-    return Sound(waveform, "a sound", (("What?", label),), (label,))
+    return SoundSample(waveform, "a sound", (("What?", label),), (label,))
 
 
-def draw(seed: int, *names: str) -> list[tuple[str, Sound]]:
+def draw(seed: int, *names: str) -> list[tuple[str, SoundSample]]:
     rng = random.Random(seed)
     given = {"esc10": ("rain", 5.0), "spoken_digits": ("one", 0.4)}
     return [(n, recording(*given[n], rng.randrange(9)) if n in given else SOURCES[n].train(rng)) for n in names]
@@ -141,7 +141,7 @@ def test_moments_say_what_sounds_in_them(stage: TaggingStage, seed: int) -> None
 @pytest.mark.parametrize(("kind", "octaves"), [("rising sweep", (0, 2)), ("falling sweep", (2, 0))])
 def test_a_sweep_passes_two_octaves(stage: TaggingStage, kind: str, octaves: tuple[int, int]) -> None:
     event = Event(kind, 0.8, 0.8, 0.2, 500)
-    octave = stage._targets(Sound(np.zeros(80000, np.float32), "", (), (), ("sweep",), (event,)))[:, 4]
+    octave = stage._targets(SoundSample(np.zeros(80000, np.float32), "", (), (), ("sweep",), (event,)))[:, 4]
     assert octave[:10].isnan().all()
     assert octave[20:].isnan().all()
     ideal = torch.linspace(*octaves, 11)
@@ -234,7 +234,7 @@ class Recorded:
     def __init__(self, label: str, seconds: float) -> None:
         self.sounds = [recording(label, seconds, seed) for seed in range(4)]
 
-    def train(self, rng: random.Random) -> Sound:
+    def train(self, rng: random.Random) -> SoundSample:
         if Recorded.budget == 0:
             raise KeyboardInterrupt
         Recorded.budget -= 1

@@ -1,6 +1,8 @@
-"""Small encoders of the kinds that WorldRWKV hears with, as transformers builds them."""
+"""Small encoders of the kinds that WorldRWKV hears with, and a small AST, as transformers builds them."""
 
 from typing import Any
+
+import torch
 
 WAVLM: dict[str, Any] = {
     "hidden_size": 64,
@@ -31,3 +33,19 @@ def whisper() -> Any:
     from transformers import WhisperConfig, WhisperModel
 
     return WhisperModel(WhisperConfig(**WHISPER)).encoder.eval()
+
+
+def ast(seed: int, classes: int = 3) -> Any:
+    """AST with a classifier."""
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    torch.manual_seed(seed)
+    sizes = ASTConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=96, max_length=128,
+        time_stride=16, frequency_stride=16, id2label={i: f"sound {i}" for i in range(classes)},
+    )  # fmt: skip
+    model = ASTForAudioClassification(sizes).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model

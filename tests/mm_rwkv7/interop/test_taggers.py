@@ -17,7 +17,7 @@ from mm_rwkv7.interop.taggers import open_tagger, tagger_format
 from mm_rwkv7.listening import Listener, open_listener
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.tagger import TaggerConfig
-from tests.mm_rwkv7.interop import seeded
+from tests.mm_rwkv7.interop import seeded, speech_models
 from tests.mm_rwkv7.interop.peers import distance, golden, saved
 
 FP32 = 1e-5
@@ -90,22 +90,9 @@ def test_a_wrong_tensor_is_named_as_the_file_names_it(tmp_path: Path) -> None:
         assert problem in str(caught.value)
 
 
-def ast_model(seed: int, classes: int = 3) -> ASTForAudioClassification:
-    torch.manual_seed(seed)
-    sizes = Sizes(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=96, max_length=128,
-        time_stride=16, frequency_stride=16, id2label={i: f"sound {i}" for i in range(classes)},
-    )  # fmt: skip
-    model = ASTForAudioClassification(sizes).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return model
-
-
 @torch.no_grad()
 def test_an_ast_of_hugging_face_tags_as_transformers_does(tmp_path: Path, seed: int) -> None:
-    model = ast_model(seed)
+    model = speech_models.ast(seed)
     model.save_pretrained(tmp_path)
     extractor = ASTFeatureExtractor(max_length=128, mean=-6.8, std=5.5)
     extractor.save_pretrained(tmp_path)
@@ -161,7 +148,7 @@ def test_an_original_ast_is_the_same_model(tmp_path: Path, seed: int) -> None:
 
 
 def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
-    model = ast_model(0)
+    model = speech_models.ast(0)
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (
