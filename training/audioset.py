@@ -17,6 +17,7 @@ import numpy as np
 
 from mm_rwkv7.sounds import load_sound
 from training.hearing import DESCRIBE, RATE, SoundSample
+from training.sources import draw
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 MOST_MISSING = 0.25  # of a table's segments: videos vanish, and published scores lack up to 7 % of the evaluation's
@@ -52,7 +53,7 @@ class AudioSet:
         return self._sample(self.segments[min(drawn, len(self.segments) - 1)])
 
     def held_out(self, limit: int) -> list[SoundSample]:
-        return [self._sample(segment) for segment in self._segments("eval")[:limit]]
+        return [self._sample(segment) for segment in draw(self._segments("eval"), limit)]
 
     def _sample(self, segment: Segment) -> SoundSample:
         waveform = load_sound(segment.file, RATE).numpy()

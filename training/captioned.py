@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mm_rwkv7.sounds import load_sound
 from training.hearing import DESCRIBE, RATE, SoundSample
+from training.sources import draw
 
 
 class Captioned:
@@ -26,7 +27,7 @@ class Captioned:
         return self._sound(path, rng.choice(captions))
 
     def held_out(self, limit: int) -> list[SoundSample]:
-        return [self._sound(path, captions[0]) for path, captions in self.kept[:limit]]
+        return [self._sound(path, captions[0]) for path, captions in draw(self.kept, limit)]
 
     def _sound(self, path: Path, caption: str) -> SoundSample:
         return SoundSample(load_sound(path, RATE).numpy(), caption, ((DESCRIBE, caption),), (), fresh=True)

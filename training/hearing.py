@@ -21,7 +21,7 @@ from mm_rwkv7.config import PromptTemplate
 from mm_rwkv7.sounds import load_sound
 from mm_rwkv7.synthetic import events, hearing, soundscapes
 from mm_rwkv7.synthetic.dice import Dice
-from training.sources import QA, SourceOf, read_rows
+from training.sources import QA, SourceOf, draw, read_rows
 
 RATE = 16_000
 DESCRIBE = PromptTemplate.sound_caption
@@ -121,7 +121,7 @@ class Recordings:
         return rng.choice(self.training)
 
     def held_out(self, limit: int) -> list[SoundSample]:
-        return self.kept[:limit]
+        return draw(self.kept, limit)
 
     def _sound(self, waveform: np.ndarray, label: str) -> SoundSample:
         return SoundSample(waveform, self.caption(label), ((self.question, label),), (label,))

@@ -100,6 +100,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def draw(kept: Sequence[Given], limit: int) -> list[Given]:
+    """Up to `limit` of what is kept out, by lot: tables often lie in the order of their labels."""
+    return list(kept) if limit >= len(kept) else random.Random("kept out").sample(kept, limit)
+
+
 @dataclass
 class Table:
     """A parquet table of pictures: rows as dictionaries with `image` decoded, split by `keeps_out`."""
@@ -179,7 +184,7 @@ class Flowers:
         return self._sample(image, row)
 
     def held_out(self, limit: int) -> list[Sample]:
-        return [self._sample(row["image"].convert("RGB"), row) for row in self.table.kept[:limit]]
+        return [self._sample(row["image"].convert("RGB"), row) for row in draw(self.table.kept, limit)]
 
     def _sample(self, image: Image.Image, row: dict[str, Any]) -> Sample:
         label = row["label"]
@@ -220,7 +225,7 @@ class EasyVQA:
         return self._sample(image, row)
 
     def held_out(self, limit: int) -> list[Sample]:
-        return [self._sample(row["image"].convert("RGB"), row) for row in self.table.kept[:limit]]
+        return [self._sample(row["image"].convert("RGB"), row) for row in draw(self.table.kept, limit)]
 
     def _sample(self, image: Image.Image, row: dict[str, Any]) -> Sample:
         qa = tuple(zip(row["questions"], row["answers"], strict=True))
@@ -246,7 +251,7 @@ class NLVR:
         return self._sample(rng.choice(self.table.training))
 
     def held_out(self, limit: int) -> list[Sample]:
-        return [self._sample(row) for row in self.table.kept[:limit]]
+        return [self._sample(row) for row in draw(self.table.kept, limit)]
 
     @staticmethod
     def _qa(row: dict[str, Any]) -> QA:

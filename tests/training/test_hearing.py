@@ -116,5 +116,5 @@ def test_digits_are_split_by_the_number_of_their_recording(tmp_path: Path) -> No
     loudness = [sound.waveform[500:1000].mean() for sound in source.held_out(100)]
     assert loudness == pytest.approx([(number + 1) / 100 for number in range(10)], abs=2e-3)
     assert len(source.training) == 40
-    assert source.held_out(3)[2].qa == (("Which digit is spoken?", "two"),)
+    assert source.held_out(100)[2].qa == (("Which digit is spoken?", "two"),)
     assert len(source.training[0].waveform) == RATE // 10

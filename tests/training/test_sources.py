@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mm_rwkv7.synthetic import scenes
-from training.sources import NLVR, SOURCES, EasyVQA, Emoji, Flowers, Sample, Scenes, random_crop
+from training.sources import NLVR, SOURCES, EasyVQA, Emoji, Flowers, Sample, Scenes, draw, random_crop
 
 SIZE = 64
 
@@ -128,3 +128,13 @@ def test_a_broken_table_or_picture_is_named(tmp_path: Path) -> None:
     pyarrow.write_table(pa.Table.from_pylist([{"image": {"bytes": b"no picture", "path": "a"}, "label": "rose"}]), file)
     with pytest.raises(ValueError, match=r"train\.parquet, row 0: no picture"):
         Flowers(tmp_path, SIZE)
+
+
+def test_some_of_what_is_kept_out_are_of_every_label() -> None:
+    """A table often lies in the order of its labels: the first rows of it would be flowers of one kind."""
+    rows = [(label, number) for label in range(5) for number in range(100)]
+    some = draw(rows, 50)
+    assert len(set(some)) == 50
+    assert {label for label, _ in some} == set(range(5))
+    assert draw(rows, 50) == some
+    assert draw(rows, 500) == draw(rows, 10**6) == rows
