@@ -1,0 +1,19 @@
+"""The words around a question, by name. A template's hash stands in every manifest: other words, other scores."""
+
+import hashlib
+
+# The wordings are those of LLaVA 1.5's evaluation, which later models took over.
+TEMPLATES = {
+    "plain": "{question}",
+    "short": "{question}\nAnswer the question using a single word or phrase.",
+}
+
+
+def fill(name: str, **values: str) -> str:
+    """The template of that name with its places filled."""
+    return TEMPLATES[name].format(**values)
+
+
+def digest(name: str) -> str:
+    """sha256 of a template."""
+    return hashlib.sha256(TEMPLATES[name].encode()).hexdigest()
