@@ -6,6 +6,8 @@ import hashlib
 TEMPLATES = {
     "plain": "{question}",
     "short": "{question}\nAnswer the question using a single word or phrase.",
+    "choices": "{question}\nAnswer with one of: {choices}",
+    "sound_caption": "Describe the sound in one sentence.",
 }
 
 

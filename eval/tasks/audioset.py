@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from eval.choosing import choices, opened, with_state
 from eval.files import read_csv, unique
 from eval.metrics.audioset import metrics, per_class
+from eval.metrics.resampled import mean_average_precision
 from eval.task import Mode, Sample, Scores, Task
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class AudioSet(Task):
             main="mAP",
             metrics={**found, "clips": len(scored), "clips_gone": gone},
             per_sample={clip: per_class(row, targets[clip])[0] or 0.0 for clip, row in scored.items()},
+            corpus={"mAP": mean_average_precision(scored, targets)},
             breakdown={"average precision": {name: value for name, value in precisions.items() if value is not None}},
             notes=(
                 f"{len(scored)} clips and {found['classes']} classes scored; {gone} clips have no sound file.",

@@ -122,6 +122,7 @@ def test_score_needs_no_sounds_and_counts_what_is_gone(data: Path, tmp_path: Pat
     assert len(table) == found["classes"]
     assert sum(table.values()) / len(table) == pytest.approx(found["mAP"]), seed
     assert set(scores.per_sample) == set(alive)
+    assert scores.corpus["mAP"](alive) == pytest.approx(found["mAP"]), seed
 
 
 def test_a_perfect_model_scores_one(data: Path) -> None:

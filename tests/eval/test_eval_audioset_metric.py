@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from eval.metrics.audioset import d_prime, metrics, per_class
+from eval.metrics.resampled import mean_average_precision
 
 
 def sklearn_metrics(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
@@ -87,3 +88,17 @@ def test_order_of_clips_does_not_matter(seed: int) -> None:
 def test_what_is_no_table_is_refused(scores: list[list[float]], targets: list[list[int]], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         metrics(scores, targets)
+
+
+@pytest.mark.parametrize("levels", [2, 10**9])
+def test_drawn_clips_score_as_a_table_of_them(seed: int, levels: int) -> None:
+    rng = random.Random(seed)
+    clips = [f"clip{number}" for number in range(30)]
+    scores = {clip: [rng.randrange(levels) / levels for _ in range(6)] for clip in clips}
+    targets = {clip: [int(rng.random() < 0.2) for _ in range(6)] for clip in clips}
+    targets["clip0"][0] = 1
+    draw = mean_average_precision(scores, targets)
+    for _ in range(20):
+        drawn = ["clip0", *rng.choices(clips, k=30)]
+        expected = metrics([scores[clip] for clip in drawn], [targets[clip] for clip in drawn])["mAP"]
+        assert draw(drawn) == pytest.approx(expected, rel=1e-12), seed
