@@ -29,19 +29,16 @@ class Needle(Task):
     def score(self, data: Path, predictions: Mapping[str, Any]) -> Scores:
         expected = {sample.id: sample.expected for sample in self.samples(data)}
         each = {name: 100.0 * (expected[name] in re.findall(r"\d+", said)) for name, said in predictions.items()}
-        cells = {name: tuple(int(part) for part in name.split("-")[:2]) for name in each}
-        lengths, depths = (
-            {name: cell[0] for name, cell in cells.items()},
-            {name: cell[1] for name, cell in cells.items()},
-        )
+        lengths = {name: f"{int(name.split('-')[0]):,}" for name in each}
+        depths = {name: f"{name.split('-')[1]} %" for name in each}
         return Scores(
             main="accuracy",
             metrics={"accuracy": sum(each.values()) / len(each)},
             per_sample=each,
             breakdown={
-                "tokens": means(each, {name: f"{length:,}" for name, length in lengths.items()}),
-                "depth": means(each, {name: f"{depth} %" for name, depth in depths.items()}),
-                "tokens and depth": means(each, {name: f"{lengths[name]:,} at {depths[name]} %" for name in each}),
+                "tokens": means(each, lengths),
+                "depth": means(each, depths),
+                "tokens and depth": means(each, {name: f"{lengths[name]} at {depths[name]}" for name in each}),
             },
         )
 

@@ -6,6 +6,7 @@ Numbers per token depend on the tokenizer; those per byte compare models of any.
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ class Perplexity(Task):
             bounds = [0, FIRST]
             while bounds[-1] < len(log_probs):
                 bounds.append(2 * bounds[-1])
-            stretches = [log_probs[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+            stretches = [log_probs[start:end] for start, end in pairwise(bounds)]
             yield [number for one in stretches for number in (float(len(one)), math.fsum(one))]
 
     def log_probs(self, pipeline: "Pipeline", ids: Sequence[int]) -> Sequence[float]:

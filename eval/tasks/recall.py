@@ -1,4 +1,4 @@
-"""Associative recall (MQAR, after arXiv 2312.04927): many pairs of a key and a value, then keys whose values are wanted.
+"""Associative recall: many pairs of a key and a value, then keys whose values are wanted (MQAR, arXiv 2312.04927).
 
 Pairs lie evenly in generated sentences, which fill the text up to its length. The state after the text is read once,
 and each key is asked from a copy of it.
