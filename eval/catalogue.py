@@ -28,6 +28,22 @@ TASKS = {
     "perplexity": "eval.tasks.perplexity:Perplexity",
     "perplexity_strided": "eval.tasks.perplexity:Strided",
     "recall": "eval.tasks.recall:Recall",
+    "coco": "eval.tasks.coco:Karpathy",
+    "coco_test2014": "eval.tasks.coco:Test2014",
+    "coco_val2014": "eval.tasks.coco:Val2014",
+    "docvqa": "eval.tasks.docvqa:Val",
+    "docvqa_test": "eval.tasks.docvqa:Test",
+    "gqa": "eval.tasks.gqa:TestDev",
+    "gqa_val": "eval.tasks.gqa:Val",
+    "gqa_val_all": "eval.tasks.gqa:ValAll",
+    "pope": "eval.tasks.pope:Pope",
+    "scienceqa": "eval.tasks.scienceqa:TestImages",
+    "textvqa": "eval.tasks.textvqa:Val",
+    "textvqa_ocr": "eval.tasks.textvqa:ValOcr",
+    "textvqa_test": "eval.tasks.textvqa:Test",
+    "textvqa_test_ocr": "eval.tasks.textvqa:TestOcr",
+    "vizwiz": "eval.tasks.vizwiz:Val",
+    "vizwiz_test": "eval.tasks.vizwiz:Test",
 }
 
 

@@ -8,6 +8,13 @@ TEMPLATES = {
     "short": "{question}\nAnswer the question using a single word or phrase.",
     "choices": "{question}\nAnswer with one of: {choices}",
     "sound_caption": "Describe the sound in one sentence.",
+    "short_ocr": "{question}\nReference OCR token: {tokens}\nAnswer the question using a single word or phrase.",
+    "short_or_unanswerable": (
+        "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
+        "Answer the question using a single word or phrase."
+    ),
+    "letter": "{question}\nAnswer with the option's letter from the given choices directly.",
+    "caption": "Provide a one-sentence caption for the provided image.",
 }
 
 
