@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
@@ -47,10 +48,11 @@ class RWKV7Harness(lmms):
             found.append(self.pipeline.chat(messages, sampling(options, LONGEST)).text)
         return found
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
         """(loss, greedy) each. The harness takes the least of a question's numbers for its answer, so they are not the
-        logarithms that its documentation asks for but the same with the other sign."""
-        found: list[tuple[float, bool]] = []
+        logarithms that its documentation asks for but the same with the other sign. lmms-eval 0.7.3 makes a text of
+        whatever a model returns, pairs too, unless it is wrapped as what was generated."""
+        found: list[Any] = []
         bar = tqdm(total=len(requests), desc="loglikelihood")
         # The choices of a question differ in nothing but the second argument.
         for _, group in groupby(requests, key=lambda request: (request.args[0], *request.args[3:])):
@@ -58,7 +60,7 @@ class RWKV7Harness(lmms):
             text, _, visuals, doc_id, task, split = several[0].args
             answers = [self._target(request.args) for request in several]
             read = self.pipeline.likelihood(question(text, self._media(visuals, doc_id, task, split)), answers)
-            found += [(-one.total, one.greedy) for one in read]
+            found += [GenerationResult(text=(-one.total, one.greedy)) for one in read]
             bar.update(len(several))
         bar.close()
         return found

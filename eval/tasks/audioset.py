@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.choosing import choices, opened, with_state
 from eval.files import read_csv, unique
+from eval.finite import finite
 from eval.metrics.audioset import metrics, per_class
 from eval.metrics.resampled import mean_average_precision
 from eval.task import Mode, Sample, Scores, Task
@@ -66,15 +67,17 @@ class AudioSet(Task):
         columns = zip(names, zip(*scored.values(), strict=True), zip(*targets.values(), strict=True), strict=True)
         precisions = {name: per_class(column, wanted)[0] for name, column, wanted in columns}
         ids = hashlib.sha256("".join(f"{clip}\n" for clip in sorted(scored)).encode()).hexdigest()
+        kept, notes = finite({**found, "clips": len(scored), "clips_gone": gone})
         return Scores(
             main="mAP",
-            metrics={**found, "clips": len(scored), "clips_gone": gone},
+            metrics=kept,
             per_sample={clip: per_class(row, targets[clip])[0] or 0.0 for clip, row in scored.items()},
             corpus={"mAP": mean_average_precision(scored, targets)},
             breakdown={"average precision": {name: value for name, value in precisions.items() if value is not None}},
             notes=(
                 f"{len(scored)} clips and {found['classes']} classes scored; {gone} clips have no sound file.",
                 f"sha256 of the sorted ids of the clips, one a line: {ids}",
+                *notes,
             ),
         )
 

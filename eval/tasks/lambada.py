@@ -1,11 +1,11 @@
 """LAMBADA: the last word of 5,153 passages, which only the whole passage gives away."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.files import Record, read_jsonl, read_text
+from eval.finite import finite, perplexity
 from eval.task import Mode, Sample, Scores, Task
 
 if TYPE_CHECKING:
@@ -52,15 +52,17 @@ class Lambada(Task):
             if len(prediction) != 2 or prediction[1] not in (0, 1):
                 raise ValueError(f"the prediction of {name!r} is {prediction!r:.80}, expected a logarithm and 0 or 1")
 
-        def perplexity(names: Sequence[str]) -> float:
-            return math.exp(-sum(predictions[name][0] for name in names) / len(names))
+        def of(names: Sequence[str]) -> float:
+            return perplexity(sum(predictions[name][0] for name in names), len(names))
 
         right = {name: 100 * flag for name, (_, flag) in predictions.items()}
+        metrics, notes = finite({"accuracy": sum(right.values()) / len(right), "perplexity": of(list(predictions))})
         return Scores(
             main="accuracy",
-            metrics={"accuracy": sum(right.values()) / len(right), "perplexity": perplexity(list(predictions))},
+            metrics=metrics,
             per_sample=right,
-            corpus={"perplexity": perplexity},
+            corpus={"perplexity": of} if "perplexity" in metrics else {},
+            notes=notes,
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.files import read_text
+from eval.finite import finite, perplexity
 from eval.task import Mode, Sample, Scores, Task
 
 if TYPE_CHECKING:
@@ -66,21 +67,26 @@ class Perplexity(Task):
 
         total, tokens = sum(totals.values()), sum(counts.values())
         bits = bits_per_byte(list(predictions))
+        size = sum(bytes_of.values())
         # As lm-evaluation-harness counts words.
         words = sum(len(re.split(r"\s+", text)) for text in texts.values())
+        metrics, notes = finite(
+            {
+                "bits per byte": bits,
+                "perplexity per byte": perplexity(total, size),
+                "perplexity per token": perplexity(total, tokens),
+                "perplexity per word": perplexity(total, words),
+                "tokens": tokens,
+                "bytes": size,
+            }
+        )
         return Scores(
             main="bits per byte",
-            metrics={
-                "bits per byte": bits,
-                "perplexity per byte": 2**bits,
-                "perplexity per token": math.exp(-total / tokens),
-                "perplexity per word": math.exp(-total / words),
-                "tokens": tokens,
-                "bytes": sum(bytes_of.values()),
-            },
+            metrics=metrics,
             per_sample={name: bits_per_byte([name]) for name in predictions},
-            breakdown={"perplexity per token by place in the text": by_stretch(list(predictions.values()))},
+            breakdown={"bits per token by place in the text": by_stretch(list(predictions.values()))},
             corpus={"bits per byte": bits_per_byte},
+            notes=notes,
         )
 
 
@@ -105,11 +111,11 @@ class Strided(Perplexity):
 
 
 def by_stretch(predictions: Sequence[Sequence[float]]) -> dict[str, float]:
-    """The perplexity per token of each stretch over all texts that reach it."""
+    """The loss in bits of each stretch's tokens over all texts that reach it."""
     found = {}
     for place in range(max(len(prediction) for prediction in predictions) // 2):
         reached = [one[2 * place : 2 * place + 2] for one in predictions if len(one) > 2 * place + 1]
         tokens = sum(count for count, _ in reached)
         if tokens:
-            found[f"up to {FIRST * 2**place:,}"] = math.exp(-sum(total for _, total in reached) / tokens)
+            found[f"up to {FIRST * 2**place:,}"] = -sum(total for _, total in reached) / tokens / math.log(2)
     return found

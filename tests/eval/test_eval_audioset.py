@@ -130,6 +130,8 @@ def test_a_perfect_model_scores_one(data: Path) -> None:
     wanted = {s.id: [float(f", {name}, " in f", {s.expected}, ") for name in NAMES] for s in samples}
     scores = Head().score(data, wanted)
     assert scores.metrics["mAP"] == scores.metrics["mAUC"] == 1
+    assert "d_prime" not in scores.metrics
+    assert scores.notes[-1] == "d_prime is left out: it is not finite."
     assert set(scores.per_sample.values()) == {1.0}
 
 

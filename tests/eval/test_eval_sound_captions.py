@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from eval.task import Task
 from eval.tasks.audiocaps import AudioCaps
 from eval.tasks.clotho import Clotho
-from eval.task import Task
 from tests.eval.clips import write, write_sounds
 
 WORDS = ("rain", "a dog", "two birds", "an engine", "a bell", "a crowd", "wind", "music")
@@ -81,7 +81,14 @@ def test_from_captions_to_scores(clotho: Path, audiocaps: Path) -> None:
 def test_hostile_tables_are_refused(clotho: Path, audiocaps: Path, tmp_path: Path) -> None:
     for data, name, task, old, new, expected in (
         (clotho, "clotho_captions_evaluation.csv", Clotho(), "sound 1,", "sound 0,", "line 3: .* was there before"),
-        (clotho, "clotho_captions_evaluation.csv", Clotho(), "caption_5", "caption_6", "line 2: there is no 'caption_5'"),
+        (
+            clotho,
+            "clotho_captions_evaluation.csv",
+            Clotho(),
+            "caption_5",
+            "caption_6",
+            "line 2: there is no 'caption_5'",
+        ),
         (clotho, "clotho_captions_evaluation.csv", Clotho(), "file_name", "<html>", "is a web page"),
         (audiocaps, "test.csv", AudioCaps(), "\n100,", "\n0,", "line 3: '0' was there before"),
         (audiocaps, "test.csv", AudioCaps(), ",30,", ",", "line 2: there are 3 fields, expected 4"),
