@@ -32,13 +32,13 @@ def sentences(rng: random.Random) -> Iterator[str]:
         yield f"{rng.choice(WHO)} {rng.choice(DID)} {rng.choice(WHAT)} {rng.choice(WHEN)}."
 
 
-def fill(rng: random.Random, tokens: int) -> list[str]:
-    """As many sentences as fit into so many tokens of the World vocabulary, spaces between them included."""
+def fill(rng: random.Random, tokens: int, between: str = " ") -> list[str]:
+    """As many sentences as fit into so many tokens of the World vocabulary, with what stands between them."""
     from mm_rwkv7.tokenizer import Tokenizer
 
     encode, found = Tokenizer().encode, []
     for sentence in sentences(rng):
-        tokens -= len(encode(f" {sentence}"))
+        tokens -= len(encode(f"{between}{sentence}"))
         if tokens < 0:
             return found
         found.append(sentence)

@@ -87,7 +87,7 @@ def text(length: int, pairs: int, number: int) -> Iterator[Sample]:
     keys = rng.sample(syllables, pairs)
     values = [str(value) for value in rng.sample(range(10, 100), pairs)]
     lines = [f"{key} = {value}" for key, value in zip(keys, values, strict=True)]
-    filler = fill(rng, length - pairs * TOKENS)
+    filler = fill(rng, length - pairs * TOKENS, "\n")
     cuts = [round(len(filler) * place / pairs) for place in range(pairs + 1)]
     blocks = [[line, *filler[start:end]] for line, start, end in zip(lines, cuts, cuts[1:], strict=False)]
     context = "\n".join(line for block in blocks for line in block)
