@@ -150,7 +150,8 @@ class Pipeline:
         return checkpoint.fingerprint(self.model.config, tensors.items())
 
     @cached_property
-    def _stepper(self) -> Stepper:
+    def step(self) -> Stepper:
+        """The language model's decoding, one token at a time."""
         return stepper(self.model.lm)
 
     @property
@@ -306,7 +307,7 @@ class Pipeline:
             sampler = Sampler(sampling, self.tokenizer.size, self.device)
             limit = sampling.max_new_tokens or self.model.config.max_new_tokens
             stops = (*stop, *sampling.stop)
-            decoder = Decoder(self.model, self.tokenizer, hidden, read, sampler, stops, limit, self._stepper)
+            decoder = Decoder(self.model, self.tokenizer, hidden, read, sampler, stops, limit, self.step)
             text, first, decode_s = "", None, 0.0
             pieces = iter(decoder)
             while not stream.closed:

@@ -16,7 +16,19 @@ from mm_rwkv7.synthetic.layout import lay_out
 from mm_rwkv7.synthetic.objects import COLOURS, KINDS, PLACES, SIZES, TEXTURES, WORDS, Object
 from mm_rwkv7.synthetic.questions import ask
 
-__all__ = ["COLOURS", "KINDS", "PLACES", "SIZES", "TEXTURES", "WORDS", "Object", "Scene", "count_objects", "sample"]
+__all__ = [
+    "COLOURS",
+    "KINDS",
+    "PLACES",
+    "SIZES",
+    "TEXTURES",
+    "WORDS",
+    "Object",
+    "Scene",
+    "count_objects",
+    "questions",
+    "sample",
+]
 
 _SMALLEST, _LARGEST = 48, 4096
 
@@ -58,6 +70,14 @@ def sample(seed: int, size: int = 192) -> Scene:
         regions=regions(layout),
         background=layout.background.colour,
     )
+
+
+def questions(seed: int) -> tuple[tuple[str, str, str], ...]:
+    """`sample(seed).qa`, at a fraction of the time it takes to draw the picture."""
+    dice = Dice(seed)
+    layout = lay_out(dice)
+    caption(layout, dice)  # throws the dice too
+    return ask(layout.objects, layout.background.colour, dice)
 
 
 def count_objects(seed: int) -> int:

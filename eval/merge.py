@@ -1,0 +1,49 @@
+"""`merge`: joins the predictions of several runs into the file that one run would have written."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval import predictions
+from eval.files import read_jsonl, unique
+from eval.task import Sample
+
+SHARD = re.compile(r"predictions\.(\d+)-of-(\d+)\.jsonl")
+
+
+def merge(folder: Path, asked: Sequence[Sample]) -> Path:
+    """Join `folder`/predictions.<i>-of-<n>.jsonl to predictions.jsonl, in the order of `asked`. A ValueError names
+    files and ids that are missing, come twice or do not belong."""
+    files = _shards(folder)
+    records = unique(
+        (record for path in files for record in read_jsonl(path, predictions.ORIGIN)),
+        lambda record: record["id"].name(),
+    )
+    predictions.check_ids(folder, records, [sample.id for sample in asked], partial=False)
+    target = folder / predictions.NAME
+    draft = target.with_name(target.name + ".tmp")
+    with draft.open("w", encoding="utf-8") as out:
+        out.writelines(predictions.line(records[sample.id].value) for sample in asked)
+    os.replace(draft, target)
+    return target
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of all the runs that shared the work."""
+    found = {
+        path: match for path in sorted(folder.glob("predictions.*.jsonl")) if (match := SHARD.fullmatch(path.name))
+    }
+    if not found:
+        raise ValueError(f"{folder}: there are no files predictions.<i>-of-<n>.jsonl to merge")
+    counts = {int(match[2]) for match in found.values()}
+    if len(counts) > 1:
+        raise ValueError(
+            f"{folder}: there are files of {' and of '.join(map(str, sorted(counts)))} runs; keep one of them"
+        )
+    (count,) = counts
+    missing = [predictions.shard_name((i, count)) for i in range(count)]
+    missing = [name for name in missing if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} of {count} files are missing: {', '.join(missing[:5])}")
+    return list(found)
