@@ -1,10 +1,11 @@
 """How likely each choice of a sample is as its answer, pictures and sounds read once for all that ask about them."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eval.task import Sample, Source
+from eval.plan import same_media
+from eval.run import open_source
+from eval.task import Sample
 
 if TYPE_CHECKING:
     from mm_rwkv7.likelihood import Likelihood
@@ -26,17 +27,12 @@ def choices(pipeline: "Pipeline", sample: Sample, state: "State | None") -> "lis
 def with_state(pipeline: "Pipeline", samples: Sequence[Sample]) -> "Iterator[tuple[Sample, State | None]]":
     """Each sample with the state after its pictures and sounds, which neighbours with equal ones share; None where it
     has neither."""
-    for (images, sounds), group in groupby(samples, key=lambda sample: (sample.images, sample.sounds)):
-        parts = [{"type": "image", "image": opened(image)} for image in images]
-        parts += [{"type": "audio", "audio": opened(sound)} for sound in sounds]
+    for group in same_media(samples):
+        parts = [{"type": "image", "image": open_source(image)} for image in group[0].images]
+        parts += [{"type": "audio", "audio": open_source(sound)} for sound in group[0].sounds]
         state = pipeline.prefill([{"role": "user", "content": parts}]) if parts else None
         for sample in group:
             yield sample, state
-
-
-def opened(source: Source) -> Any:
-    """A picture or a sound as the pipeline takes it."""
-    return source() if callable(source) else source
 
 
 def best(prediction: Sequence[float]) -> int:

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.choosing import choices, opened, with_state
+from eval.choosing import choices, with_state
 from eval.files import read_csv, unique
 from eval.finite import finite
 from eval.metrics.audioset import metrics, per_class
 from eval.metrics.resampled import mean_average_precision
+from eval.run import open_source
 from eval.task import Mode, Sample, Scores, Task
 
 if TYPE_CHECKING:
@@ -104,13 +105,18 @@ class Likelihood(AudioSet):
     )
     mode = Mode.LIKELIHOOD
 
+    def __init__(self) -> None:
+        self._prior: tuple[Pipeline, list[float]] | None = None  # whose, and without a sound
+
     def predict(self, pipeline: "Pipeline", samples: Sequence[Sample]) -> Iterator[list[float]]:
-        prior: list[float] = []
         for sample, state in with_state(pipeline, samples):
-            if not prior:
-                prior = [one.mean for one in choices(pipeline, sample, None)]
-            heard = [] if state is None else [one.mean for one in choices(pipeline, sample, state)]
-            yield [with_sound - without for with_sound, without in zip(heard, prior, strict=bool(heard))]
+            if state is None:
+                yield []
+                continue
+            if self._prior is None or self._prior[0] is not pipeline:
+                self._prior = pipeline, [one.mean for one in choices(pipeline, sample, None)]
+            heard = [one.mean for one in choices(pipeline, sample, state)]
+            yield [with_sound - without for with_sound, without in zip(heard, self._prior[1], strict=True)]
 
 
 class Embedding(AudioSet):
@@ -123,28 +129,30 @@ class Embedding(AudioSet):
     )
     mode = Mode.EMBEDDING
 
+    def __init__(self) -> None:
+        self._names: tuple[Pipeline, Tensor, Tensor] | None = None  # whose, directions (C, D), mean (D,)
+
     def predict(self, pipeline: "Pipeline", samples: Sequence[Sample]) -> Iterator[list[float]]:
         import torch
         from torch.nn import functional as F
 
-        rows: Tensor | None = None
         for sample in samples:
             if not sample.sounds:
                 yield []
                 continue
-            if rows is None:
+            if self._names is None or self._names[0] is not pipeline:
                 rows = torch.stack([pipeline.embed([{"role": "user", "content": name}]) for name in sample.choices])
-                mean = rows.mean(0)  # (D,)
-                rows = F.normalize(rows - mean, dim=-1)  # (C, D)
-            sound = {"type": "audio", "audio": opened(sample.sounds[0])}
+                self._names = pipeline, F.normalize(rows - rows.mean(0), dim=-1), rows.mean(0)
+            _, directions, mean = self._names
+            sound = {"type": "audio", "audio": open_source(sample.sounds[0])}
             words = {"type": "text", "text": sample.question}
             heard = pipeline.embed([{"role": "user", "content": [sound, words]}])
-            yield (rows @ F.normalize(heard - mean, dim=-1)).tolist()
+            yield (directions @ F.normalize(heard - mean, dim=-1)).tolist()
 
 
 def tag(pipeline: "Pipeline", sample: Sample) -> list[float]:
     """The head's probability of each of the sample's choices."""
-    tags = dict(pipeline.tag(opened(sample.sounds[0]), top=len(sample.choices)))
+    tags = dict(pipeline.tag(open_source(sample.sounds[0]), top=len(sample.choices)))
     if missing := [name for name in sample.choices if name not in tags]:
         raise ValueError(
             f"the model's tagging head does not know {len(missing)} of AudioSet's {len(sample.choices)} classes, "
