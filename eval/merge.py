@@ -26,8 +26,8 @@ def merge(task: Task, data: Path, out: Path) -> Path:
     predictions.check_ids(folder, records, [sample.id for sample in asked], partial=False)
     target = folder / predictions.NAME
     draft = target.with_name(target.name + ".tmp")
-    with draft.open("w", encoding="utf-8") as out:
-        out.writelines(predictions.line(records[sample.id].value) for sample in asked)
+    with draft.open("w", encoding="utf-8") as file:
+        file.writelines(predictions.line(records[sample.id].value) for sample in asked)
     os.replace(draft, target)
     return target
 
