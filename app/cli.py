@@ -76,8 +76,9 @@ def _commands() -> typer.Typer:
     )
     for command in (ask, caption, tag, chat, embed, app, encoders, inspect, convert, doctor):
         cli.command()(command)
-    for program in (train, bench):
-        cli.command(context_settings=PASS_ON, add_help_option=False)(program)
+    for program in (train, evaluate, bench):
+        name = {evaluate: "eval"}.get(program)
+        cli.command(name, context_settings=PASS_ON, add_help_option=False)(program)
     return cli
 
 
@@ -251,6 +252,11 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
 def train(context: typer.Context) -> int:
     """Train a model by a recipe (= python -m training)."""
     return _hand_over("training.__main__", context)
+
+
+def evaluate(context: typer.Context) -> int:
+    """Score a model on benchmarks (= python -m eval)."""
+    return _hand_over("eval.__main__", context)
 
 
 def bench(context: typer.Context) -> int:

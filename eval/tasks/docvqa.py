@@ -23,17 +23,18 @@ class Val(Task):
     prompt = "short"
     max_new_tokens = 32
     split = "val"
+    questions_file = "spdocvqa_qas/val_v1.0_withQT.json"
     answered = True
 
     def samples(self, data: Path) -> Sequence[Sample]:
         found = []
         for id, record in self._records(data).items():
-            picture = record["image"].text()
+            picture = Path(record["image"].text()).name  # the records still name the folder of an earlier download
             found.append(
                 Sample(
                     id,
                     prompts.fill(self.prompt, question=record["question"].text()),
-                    images=(data / picture,),
+                    images=(data / "spdocvqa_images" / picture,),
                     cluster=picture,
                     expected=_answers(record)[0] if self.answered else "",
                 )
@@ -51,7 +52,7 @@ class Val(Task):
         return f"docvqa_{self.split}_rrc.json", json.dumps(rows)
 
     def _records(self, data: Path) -> dict[str, files.Record]:
-        file = files.read_json(data / f"{self.split}_v1.0.json", ORIGIN)
+        file = files.read_json(data / self.questions_file, ORIGIN)
         return files.unique(file["data"].list(), lambda record: str(record["questionId"].integer()))
 
 
@@ -61,6 +62,7 @@ class Test(Val):
     name = "docvqa_test"
     variant = "test, scored by the Robust Reading Competition"
     split = "test"
+    questions_file = "spdocvqa_qas/test_v1.0.json"
     answered = False
 
     @property

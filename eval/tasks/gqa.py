@@ -15,6 +15,7 @@ from eval.metrics.mean import mean
 from eval.task import Sample, Scores, Task
 
 ORIGIN = "questions1.2.zip on the GQA download page, https://cs.stanford.edu/people/dorarad/gqa/download.html"
+CHOICES_ORIGIN = "eval.zip on the GQA evaluation page, https://cs.stanford.edu/people/dorarad/gqa/evaluate.html"
 
 
 class TestDev(Task):
@@ -82,7 +83,7 @@ class Val(TestDev):
     questions_file = "val_balanced_questions.json"
 
     def _choices(self, data: Path, ids: Sequence[str]) -> dict[str, gqa.Choices]:
-        found = files.read_json(data / "val_choices.json", ORIGIN)
+        found = files.read_json(data / "val_choices.json", CHOICES_ORIGIN)
         return {
             id: gqa.Choices(frozenset(found[id]["valid"].texts()), frozenset(found[id]["plausible"].texts()))
             for id in ids

@@ -62,7 +62,7 @@ class Val(Task):
     def submission(self, data: Path, predictions: Mapping[str, Any]) -> tuple[str, str]:
         """The JSON array that EvalAI's TextVQA challenge takes."""
         rows = [{"question_id": int(id), "answer": text} for id, text in predictions.items()]
-        return f"{self.name}_{self.split}_evalai.json", json.dumps(rows)
+        return f"{self.name}_evalai.json", json.dumps(rows)
 
     def _records(self, data: Path) -> dict[str, files.Record]:
         file = files.read_json(data / f"TextVQA_0.5.1_{self.split}.json", ORIGIN)

@@ -6,11 +6,19 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mm_rwkv7.bench import context, decode, prefill, sound, train, wkv
+from mm_rwkv7.bench import answers, context, decode, prefill, sound, train, wkv
 from mm_rwkv7.command import Parser, run_command
 
 SIDE_BY_SIDE = 8
-BENCHES = {"wkv": wkv, "decode": decode, "prefill": prefill, "train": train, "context": context, "sound": sound}
+BENCHES = {
+    "wkv": wkv,
+    "decode": decode,
+    "prefill": prefill,
+    "train": train,
+    "context": context,
+    "sound": sound,
+    "answers": answers,
+}
 
 PEERS_HELP = "folder of checkouts to measure beside ours: llama.cpp (built), RWKV-LM, wind_rwkv, flash-linear-attention"
 

@@ -20,6 +20,7 @@ NORMALIZED = {
     "t-shirt": "t shirt",
     "t -shirt": "t shirt",  # the hyphen stands beside a space: it goes
     "a-b - c": "ab c",  # ... and with it every other hyphen
+    "x-y;-z": "x y z",  # the hyphen after ";" stands beside a space only once ";" is replaced: too late
     "1,000-2": "10002",  # a number with a comma: all marks go
     "3.": "3",
     "3.5": "3.5",

@@ -1,0 +1,205 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import plan
+from eval.__main__ import main
+from eval.run import Settings, prepare, run
+from eval.score import score
+from eval.task import Mode, Sample, Scores, Task
+from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.pipeline import Pipeline
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ASK = ("--tasks", "scenes", "--limit", "30", "--batch", "8", "--device", "cpu", "--max-new-tokens", "4")
+
+
+def evaluate(command: str, out: Path, *more: object) -> int:
+    return main([command, "--out", str(out), *map(str, more)])
+
+
+def predictions(out: Path) -> bytes:
+    return (out / "scenes" / "predictions.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing ended."""
+    out = tmp_path_factory.mktemp("unbroken")
+    assert evaluate("run", out, *ASK, "--model", tiny_checkpoint) == 0
+    return out
+
+
+@pytest.fixture
+def whole(unbroken: Path) -> bytes:
+    """What such a run writes."""
+    return predictions(unbroken)
+
+
+def test_a_run_writes_a_line_for_each_question(whole: bytes) -> None:
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert len({line["id"] for line in lines}) == 30
+    assert all(list(line) == ["id", "prediction", "finish_reason"] and line["prediction"] for line in lines)
+
+
+@pytest.mark.parametrize("cut", [1, 700, -20])
+def test_a_cut_file_is_made_whole(
+    unbroken: Path, whole: bytes, tiny_checkpoint: Path, tmp_path: Path, cut: int
+) -> None:
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "scenes" / "predictions.jsonl"
+    path.write_bytes(whole[:cut])
+    assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 0
+    assert path.read_bytes() == whole
+
+
+def test_two_ranks_and_a_merge_equal_one(
+    whole: bytes, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint, "--shard", "0/2") == 0
+    assert evaluate("merge", tmp_path, "--tasks", "scenes") == 2  # the other file is missing
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 0
+    assert evaluate("merge", tmp_path, "--tasks", "scenes") == 0
+    assert predictions(tmp_path) == whole
+
+
+def test_merge_refuses_missing_and_duplicate_ids(
+    unbroken: Path, whole: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "scenes"
+    shutil.copytree(unbroken / "scenes", folder)
+    (folder / "predictions.jsonl").unlink()
+    lines = whole.splitlines(keepends=True)
+    for first, message in ((lines[:5], "10 of 30 predictions are missing"), (lines[:16], "was there before")):
+        (folder / "predictions.0-of-2.jsonl").write_bytes(b"".join(first))
+        (folder / "predictions.1-of-2.jsonl").write_bytes(b"".join(lines[15:]))
+        assert evaluate("merge", tmp_path, "--tasks", "scenes") == 2
+        assert message in capsys.readouterr().err
+        assert not (folder / "predictions.jsonl").exists()
+
+
+def test_a_run_of_another_kind_is_refused(
+    unbroken: Path, whole: bytes, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    for change, message in (
+        (("--limit", "31"), "limit 30, now 31"),
+        (("--seed", "1"), "seed 0, now 1"),
+        (("--max-new-tokens", "5"), "decoding.max_new_tokens 4, now 5"),
+        (("--temperature", "0.5"), "decoding.temperature"),
+        (("--model", "nano"), "model.fingerprint"),
+    ):
+        capsys.readouterr()
+        assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint, *change) == 2
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        assert len(error) == 1
+        assert message in error[0]
+        assert predictions(tmp_path) == whole
+
+
+def test_foreign_lines_are_not_written_over(
+    whole: bytes, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "scenes" / "predictions.jsonl"
+    path.parent.mkdir()
+    for text, message in ((b'{"id": "x", "prediction": "y"}\n', "line 1: this run would have"), (b"{\n", "not JSON")):
+        path.write_bytes(text)
+        assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 2
+        assert message in capsys.readouterr().err
+        assert path.read_bytes() == text
+
+
+class Lengths(Task):
+    """Asks for numbers, not for a text."""
+
+    name, variant, mode = "lengths", "of questions", Mode.LIKELIHOOD
+
+    def samples(self, data: Path) -> list[Sample]:
+        return [Sample(str(i), "?" * i, choices=("a", "b")) for i in range(10)]
+
+    def predict(self, pipeline: Pipeline, samples: Sequence[Sample]) -> list[list[float]]:
+        return [[float(len(sample.question)), -0.5] for sample in samples]
+
+    def score(self, data: Path, predictions: Mapping[str, Any]) -> Scores:
+        return Scores("mean", {"mean": sum(value for value, _ in predictions.values()) / len(predictions)})
+
+
+def test_a_task_of_another_mode_predicts_by_itself(tiny_model: MMRWKV7, tmp_path: Path) -> None:
+    settings = Settings(batch=3)
+    path = run(prepare(Lengths(), Path(), settings), Pipeline(tiny_model), tmp_path, settings)
+    assert [json.loads(line)["prediction"] for line in path.read_text().splitlines()] == [[i, -0.5] for i in range(10)]
+    assert score(Lengths(), Path(), tmp_path)["metrics"] == {"mean": 4.5}
+    path.write_text(path.read_text().replace("-0.5", "1e999"))
+    with pytest.raises(ValueError, match=r"line 1\.prediction: expected finite numbers"):
+        score(Lengths(), Path(), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    ask = ("--tasks", "scenes", "--limit", "400", "--batch", "4", "--device", "cpu", "--model", str(tiny_checkpoint))
+    command = [sys.executable, "-m", "eval", "run", *ask]
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
+    out = tmp_path / "broken"
+    path = out / "scenes" / "predictions.jsonl"
+    kills = 0
+    for goal in (20, 150):
+        process = subprocess.Popen([*command, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < goal):
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills
+    assert path.read_bytes() != predictions(tmp_path / "whole")
+    subprocess.run([*command, "--out", str(out)], cwd=ROOT, check=True, capture_output=True)
+    assert path.read_bytes() == predictions(tmp_path / "whole")
+
+
+def test_a_subset_is_seeded_and_in_order() -> None:
+    samples = [Sample(str(i), "?") for i in range(100)]
+    some = plan.subset(samples, 10, 1)
+    assert [s.id for s in some] == sorted((s.id for s in some), key=int)
+    assert len(some) == 10
+    assert some == plan.subset(samples, 10, 1) != plan.subset(samples, 10, 2)
+    assert plan.subset(samples, 200, 1) == plan.subset(samples, None, 1) == samples
+    with pytest.raises(ValueError, match="--limit is 0"):
+        plan.subset(samples, 0, 1)
+
+
+def test_batches_keep_order_and_what_belongs_together() -> None:
+    samples = [Sample(f"{p}-{i}", "?", (Path(str(p)),)) for p, n in enumerate((3, 3, 9, 1)) for i in range(n)]
+    found = plan.batches(samples, 5)
+    assert [s for batch in found for s in batch] == samples
+    assert [len(batch) for batch in found] == [3, 3, 5, 5]
+    dealt = [batch for i in range(3) for batch in plan.dealt(found, (i, 3))]
+    assert sorted(map(str, dealt)) == sorted(map(str, found))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tasks", "scene"), "there is no task 'scene'"),
+        (("--tasks", "scenes", "--shard", "2/2"), "expected I/N"),
+        (("--tasks", "scenes", "--limit", "0"), "--limit is 0"),
+        (("--tasks", "scenes", "--batch", "0"), "--batch is 0"),
+        (("--tasks", "vqav2", "--data", "nowhere"), "is missing; it comes from https://visualqa.org"),
+    ],
+)
+def test_bad_usage_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert evaluate("run", tmp_path, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
