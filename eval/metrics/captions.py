@@ -45,7 +45,7 @@ def evaluate(predictions: Mapping[str, str], references: Mapping[str, Sequence[s
         from pycocoevalcap.rouge.rouge import Rouge
     except ImportError as error:
         raise ValueError(
-            f"captions are scored by pycocoevalcap, which is not here ({error}): pip install 'mm-rwkv7[eval]'"
+            f"captions are scored by pycocoevalcap, which is not here ({error}): pip install pycocoevalcap"
         ) from error
     if shutil.which("java") is None:
         raise ValueError(
@@ -95,7 +95,7 @@ def _spice(references: Mapping[str, list[str]], predictions: Mapping[str, list[s
     folder = Path(spice.__file__).parent
     if lacking := [name for name in SPICE_MODELS if not (folder / "lib" / name).is_file()]:
         return (
-            f"{' and '.join(lacking)} of Stanford CoreNLP 3.6.0 not in {folder / 'lib'}: "
+            f"{' and '.join(lacking)} (Stanford CoreNLP 3.6.0) not in pycocoevalcap/spice/lib; "
             "python -m pycocoevalcap.spice.get_stanford_models downloads them"
         )
     try:

@@ -1,6 +1,6 @@
 """POPE (arXiv 2305.10355): does the model see objects that are not there? Parsing and scores of the official script."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 NEGATIONS = {"No", "not", "no"}  # "NO" and "None" are not among them and count as yes
 
@@ -11,23 +11,25 @@ def parse(text: str) -> str:
     return "no" if NEGATIONS.intersection(words) else "yes"
 
 
-def scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """Accuracy, precision, recall, F1 and share of yes, 0 to 1, of "yes" | "no" answers; "yes" is the positive class.
+def scores(outcomes: Mapping[tuple[str, str], int]) -> dict[str, float]:
+    """Accuracy, precision, recall, F1 and share of yes, 0 to 1, from how often each (answer, label) came; "yes" is the
+    positive class.
 
     A ratio whose denominator is 0 counts as 0 (the official script stops there).
     """
-    pairs = list(zip(answers, labels, strict=True))
-    if not pairs:
+    total = sum(outcomes.values())
+    if not total:
         raise ValueError("no answers: POPE needs at least one")
-    true_positive = pairs.count(("yes", "yes"))
-    said, there = sum(answer == "yes" for answer, _ in pairs), sum(label == "yes" for _, label in pairs)
-    precision, recall = _ratio(true_positive, said), _ratio(true_positive, there)
+    hits, false_alarms, misses, rejections = (
+        outcomes.get(pair, 0) for pair in (("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no"))
+    )
+    precision, recall = _ratio(hits, hits + false_alarms), _ratio(hits, hits + misses)
     return {
-        "accuracy": sum(answer == label for answer, label in pairs) / len(pairs),
+        "accuracy": (hits + rejections) / total,
         "precision": precision,
         "recall": recall,
         "f1": _ratio(2 * precision * recall, precision + recall),
-        "yes_ratio": said / len(pairs),
+        "yes_ratio": (hits + false_alarms) / total,
     }
 
 

@@ -31,7 +31,6 @@ class _Captions(Task):
     folder = "coco"
     prompt = "caption"
     max_new_tokens = 64
-    subset = "val2014"
 
     @abstractmethod
     def pictures(self, data: Path) -> dict[str, Picture]:
@@ -61,11 +60,6 @@ class _Captions(Task):
             notes=tuple(notes),
         )
 
-    def submission(self, data: Path, predictions: Mapping[str, Any]) -> tuple[str, str]:
-        """The results file that CodaLab takes (zipped with the other subset's)."""
-        rows = [{"image_id": int(id), "caption": text} for id, text in predictions.items()]
-        return f"captions_{self.subset}_mmrwkv7_results.json", json.dumps(rows)
-
 
 class Karpathy(_Captions):
     """Karpathy's test split: 5,000 pictures of val2014."""
@@ -90,6 +84,7 @@ class Val2014(_Captions):
 
     name = "coco_val2014"
     variant = "val2014, all pictures"
+    subset = "val2014"
     listing = "annotations/captions_val2014.json"
 
     def pictures(self, data: Path) -> dict[str, Picture]:
@@ -105,6 +100,11 @@ class Val2014(_Captions):
             id: Picture(data / self.subset / record["file_name"].text(), tuple(written[id]))
             for id, record in images.items()
         }
+
+    def submission(self, data: Path, predictions: Mapping[str, Any]) -> tuple[str, str]:
+        """The results file that CodaLab takes (zipped with the other subset's)."""
+        rows = [{"image_id": int(id), "caption": text} for id, text in predictions.items()]
+        return f"captions_{self.subset}_mmrwkv7_results.json", json.dumps(rows)
 
     def _annotations(self, file: files.Record) -> list[files.Record]:
         return file["annotations"].list()

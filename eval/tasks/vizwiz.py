@@ -10,7 +10,6 @@ from typing import Any
 
 from eval import files, prompts
 from eval.metrics import textvqa, vizwiz, vqa
-from eval.metrics.mean import mean, mean_by
 from eval.task import Sample, Scores, Task
 
 ORIGIN = "the VizWiz VQA page, https://vizwiz.org/tasks-and-datasets/vqa/ (Annotations.zip and the pictures)"
@@ -45,17 +44,21 @@ class Val(Task):
     def score(self, data: Path, predictions: Mapping[str, Any]) -> Scores:
         records = self._records(data)
         answers = {id: _answers(records[id]) for id in predictions}
-        each = {id: 100 * vizwiz.accuracy(text, answers[id]) for id, text in predictions.items()}
+        each = {id: vizwiz.accuracy(text, answers[id]) for id, text in predictions.items()}
         answerable = [_answerable(records[id]) for id in predictions]
         metrics = {
-            "accuracy": round(mean(each.values()), 2),
+            "accuracy": vqa.percent(each.values()),
             "accuracy_vqa": vqa.percent(vqa.accuracy(text, answers[id]) for id, text in predictions.items()),
         }
         found = vizwiz.answerability(list(predictions.values()), answerable)
         metrics |= {f"unanswerable_{name}": round(100 * value, 2) for name, value in found.items()}
         kinds = [records[id]["answer_type"].text() for id in predictions]
-        rows = {kind: round(value, 2) for kind, value in mean_by(each.values(), kinds).items()}
-        return Scores(main="accuracy", metrics=metrics, per_sample=each, breakdown={"answer type": rows})
+        return Scores(
+            main="accuracy",
+            metrics=metrics,
+            per_sample={id: 100 * value for id, value in each.items()},
+            breakdown={"answer type": vqa.percent_by(each.values(), kinds)},
+        )
 
     def submission(self, data: Path, predictions: Mapping[str, Any]) -> tuple[str, str]:
         """The JSON array that EvalAI's VizWiz challenge takes, with answers normalised as LLaVA's are."""

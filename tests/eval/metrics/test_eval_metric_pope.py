@@ -27,19 +27,17 @@ def test_parses_as_the_official_script(text: str, answer: str) -> None:
 
 
 def test_scores_by_hand() -> None:
-    answers = ["yes", "yes", "yes", "no", "no", "no", "no", "yes"]
-    labels_ = ["yes", "yes", "no", "yes", "no", "no", "no", "no"]
-    scores = pope.scores(answers, labels_)  # 2 true, 2 false positives, 1 false, 3 true negatives
+    scores = pope.scores({("yes", "yes"): 2, ("yes", "no"): 2, ("no", "yes"): 1, ("no", "no"): 3})
     assert scores == pytest.approx(
         {"accuracy": 5 / 8, "precision": 2 / 4, "recall": 2 / 3, "f1": 4 / 7, "yes_ratio": 4 / 8}
     )
 
 
 def test_nothing_said_yes_is_zero_and_no_failure() -> None:
-    scores = pope.scores(["no", "no"], ["yes", "no"])
+    scores = pope.scores({("no", "yes"): 1, ("no", "no"): 1})
     assert scores == {"accuracy": 0.5, "precision": 0.0, "recall": 0.0, "f1": 0.0, "yes_ratio": 0.0}
 
 
 def test_nothing_to_score_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        pope.scores([], [])
+        pope.scores({})

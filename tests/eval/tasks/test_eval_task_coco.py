@@ -96,6 +96,7 @@ def test_part_of_the_pictures_is_marked_as_not_comparable(data: Path, asked: lis
 
 
 def test_results_files_are_those_of_codalab(data: Path) -> None:
+    assert Karpathy().submission(data, {"6": "a cat"}) is None  # the server wants all of val2014
     for task, subset in ((Val2014(), "val2014"), (Test2014(), "test2014")):
         name, text = task.submission(data, {"3": "a cat"})
         assert name == f"captions_{subset}_mmrwkv7_results.json"

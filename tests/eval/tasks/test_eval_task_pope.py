@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from eval import score
 from eval.tasks.pope import CATEGORIES, Pope
 from tests.eval import official
 
@@ -28,8 +29,8 @@ def write(folder: Path, **changes: Any) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    write(tmp_path)
-    return tmp_path
+    write(tmp_path / "pope")
+    return tmp_path / "pope"
 
 
 def test_samples_of_all_three_files(data: Path) -> None:
@@ -65,6 +66,19 @@ def test_scores_equal_a_count_by_hand(data: Path) -> None:
     assert scores.corpus["f1"](list(answers)) == pytest.approx(85)
     assert scores.corpus["f1"](["popular/2", "popular/2", "popular/1"]) == pytest.approx(50)
     assert scores.notes == ("Rows scored: random 6, popular 6, adversarial 6.",)
+
+
+def test_predictions_of_anyone_are_scored(data: Path, tmp_path: Path) -> None:
+    rows = [{"id": sample.id, "prediction": sample.expected} for sample in Pope().samples(data)]
+    official.write_lines(tmp_path / "out" / "pope" / "predictions.jsonl", rows)
+    scores = score.score(Pope(), tmp_path, tmp_path / "out")
+    assert scores["metrics"]["f1"] == 100
+    assert scores["stderr"] == {"f1_bootstrap": 0}
+    official.write_lines(tmp_path / "out" / "pope" / "predictions.jsonl", rows[:-1])
+    with pytest.raises(ValueError, match="adversarial/6"):
+        score.score(Pope(), tmp_path, tmp_path / "out")
+    part = score.score(Pope(), tmp_path, tmp_path / "out", partial=True)
+    assert (part["n"], part["partial"]) == (17, True)
 
 
 def test_bad_files_are_refused(data: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from eval import score
 from eval.tasks.textvqa import Test, TestOcr, Val, ValOcr
 from tests.eval import official
 
@@ -67,14 +68,20 @@ def test_test_split_becomes_a_file_for_evalai(tmp_path: Path) -> None:
     rows = [record(n) for n in range(20)]
     for row in rows:
         del row["answers"]
-    write(tmp_path, rows, "test")
-    official.check_samples(Test(), tmp_path, 20)
+    folder = tmp_path / "textvqa"
+    write(folder, rows, "test")
+    official.check_samples(Test(), folder, 20)
     assert not Test().scored_here
     assert not TestOcr().scored_here
-    assert "Reference OCR token" in TestOcr().samples(tmp_path)[0].question
-    name, text = Test().submission(tmp_path, {"34600": "Acme's", "34601": "two"})
-    assert name == "textvqa_test_evalai.json"
-    assert json.loads(text) == [{"question_id": 34600, "answer": "Acme's"}, {"question_id": 34601, "answer": "two"}]
+    assert "Reference OCR token" in TestOcr().samples(folder)[0].question
+    predictions = [{"id": str(34600 + n), "prediction": f"Acme's {n}"} for n in range(20)]
+    official.write_lines(tmp_path / "out" / "textvqa_test" / "predictions.jsonl", predictions)
+    scores = score.score(Test(), tmp_path, tmp_path / "out")
+    assert (scores["submission"], scores["metrics"]) == ("textvqa_test_evalai.json", {})
+    sent = json.loads((tmp_path / "out" / "textvqa_test" / scores["submission"]).read_text("utf-8"))
+    assert sorted(sent, key=lambda row: row["question_id"]) == [
+        {"question_id": 34600 + n, "answer": f"Acme's {n}"} for n in range(20)
+    ]
 
 
 def test_bad_files_are_refused(data: Path) -> None:
