@@ -36,7 +36,7 @@ def fill(rng: random.Random, tokens: int, between: str = " ") -> list[str]:
     """As many sentences as fit into so many tokens of the World vocabulary, with what stands between them."""
     from mm_rwkv7.tokenizer import Tokenizer
 
-    encode, found = Tokenizer().encode, []
+    encode, found = Tokenizer().encode, list[str]()
     for sentence in sentences(rng):
         tokens -= len(encode(f"{between}{sentence}"))
         if tokens < 0:

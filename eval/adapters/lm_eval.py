@@ -55,7 +55,10 @@ class RWKV7Harness(TemplateLM):
         return "".join(segment for segment in segments if isinstance(segment, str))
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+        self,
+        requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **options: Any,
     ) -> list[tuple[float, bool]]:
         found: list[tuple[float, bool]] = []
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="loglikelihood")
@@ -82,8 +85,8 @@ class RWKV7Harness(TemplateLM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         found = []
         for request in tqdm(requests, disable=disable_tqdm, desc="generate_until"):
-            context, options = request.args
-            found.append(self.pipeline.generate(context, sampling(options, LONGEST)).text)
+            text, options = request.args
+            found.append(self.pipeline.generate(text, sampling(options, LONGEST)).text)
             self.cache_hook.add_partial("generate_until", request.args, found[-1])
         return found
 

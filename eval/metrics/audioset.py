@@ -70,7 +70,9 @@ def _columns(
         for clip, row in enumerate(rows):
             if len(row) != classes:
                 raise ValueError(f"clip {clip} has {len(row)} {kind}, expected {classes}")
-    columns = list(zip(zip(*scores, strict=True), zip(*targets, strict=True), strict=True))
+    columns: list[tuple[Sequence[float], Sequence[int]]] = list(
+        zip(zip(*scores, strict=True), zip(*targets, strict=True), strict=True)
+    )
     for number, (column, wanted) in enumerate(columns):
         if any(map(math.isnan, column)):
             raise ValueError(f"class {number} has a score that is no number")

@@ -79,7 +79,8 @@ def test_from_sounds_to_scores(task: AudioSet, data: Path, pipe: Pipeline) -> No
 def test_the_head_is_the_pipelines(data: Path, pipe: Pipeline) -> None:
     (sample,) = [sample for sample in Head().samples(data) if sample.id == CLIPS[0]]
     (row,) = Head().predict(pipe, [sample])
-    assert row == [dict(pipe.tag(sample.sounds[0], top=527))[name] for name in NAMES]
+    tags = dict(pipe.tag(sample.sounds[0], top=527))
+    assert row == [tags[name] for name in NAMES]
 
 
 def test_the_likelihood_is_that_of_the_names_less_that_without_a_sound(data: Path, pipe: Pipeline) -> None:
