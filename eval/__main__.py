@@ -45,8 +45,6 @@ def _parser() -> Parser:
             "--data", type=Path, default=Path(), help="folder of the official files, one for each task"
         )
         command.add_argument("--out", type=Path, required=True, help="folder of predictions, scores and the report")
-        if name in ("all", "run", "merge"):
-            _add_choice(command)
         if name in ("all", "run"):
             _add_model(command)
         if name == "score":
@@ -58,12 +56,9 @@ def _parser() -> Parser:
     return parser
 
 
-def _add_choice(command: ArgumentParser) -> None:
+def _add_model(command: ArgumentParser) -> None:
     command.add_argument("--limit", type=int, metavar="N", help="ask N questions only, drawn by --seed")
     command.add_argument("--seed", type=int, default=0, help="of --limit, and of --temperature (default 0)")
-
-
-def _add_model(command: ArgumentParser) -> None:
     command.add_argument("--model", default="nano", help="as everywhere: nano, a file, a folder, hf:owner/repo")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
     command.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16 or int8")
@@ -85,9 +80,7 @@ def _act(options: Namespace) -> None:
             return  # the other parts are not here yet
     if options.command == "merge":
         for task in tasks:
-            settings = Settings(limit=options.limit, seed=options.seed)
-            asked = prepare(task, options.data, settings).asked
-            print(merge(options.out / task.name, asked))
+            print(merge(task, options.data, options.out))
     if options.command in ("all", "score"):
         _score(tasks, options)
     if options.command in ("all", "report"):

@@ -10,7 +10,7 @@ from eval.run import open_source
 from eval.task import Sample, Source
 from mm_rwkv7.synthetic.dice import Dice
 
-EACH = 6  # right ones, and as many wrong ones
+EACH = 8  # right ones, and as many wrong ones
 SIDE = 240  # px
 SECONDS = 10
 RATE = 16_000

@@ -2,20 +2,23 @@
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-from eval import predictions
+from eval import manifest, plan, predictions
 from eval.files import read_jsonl, unique
-from eval.task import Sample
+from eval.task import Task
 
 SHARD = re.compile(r"predictions\.(\d+)-of-(\d+)\.jsonl")
 
 
-def merge(folder: Path, asked: Sequence[Sample]) -> Path:
-    """Join `folder`/predictions.<i>-of-<n>.jsonl to predictions.jsonl, in the order of `asked`. A ValueError names
-    files and ids that are missing, come twice or do not belong."""
+def merge(task: Task, data: Path, out: Path) -> Path:
+    """Join OUT/<task>/predictions.<i>-of-<n>.jsonl to predictions.jsonl, in the task's order. What was to be answered
+    is told by the manifest, or is everything. A ValueError names files and ids that are missing, come twice or do not
+    belong."""
+    folder = out / task.name
     files = _shards(folder)
+    known = manifest.read(folder / manifest.NAME) or {"limit": None, "seed": 0}
+    asked = plan.subset(task.samples(data / task.folder), known["limit"], known["seed"])
     records = unique(
         (record for path in files for record in read_jsonl(path, predictions.ORIGIN)),
         lambda record: record["id"].name(),
@@ -23,8 +26,8 @@ def merge(folder: Path, asked: Sequence[Sample]) -> Path:
     predictions.check_ids(folder, records, [sample.id for sample in asked], partial=False)
     target = folder / predictions.NAME
     draft = target.with_name(target.name + ".tmp")
-    with draft.open("w", encoding="utf-8") as out:
-        out.writelines(predictions.line(records[sample.id].value) for sample in asked)
+    with draft.open("w", encoding="utf-8") as file:
+        file.writelines(predictions.line(records[sample.id].value) for sample in asked)
     os.replace(draft, target)
     return target
 

@@ -6,6 +6,8 @@ import hashlib
 TEMPLATES = {
     "plain": "{question}",
     "short": "{question}\nAnswer the question using a single word or phrase.",
+    "choices": "{question}\nAnswer with one of: {choices}",
+    "sound_caption": "Describe the sound in one sentence.",
     "short_ocr": "{question}\nReference OCR token: {tokens}\nAnswer the question using a single word or phrase.",
     "short_or_unanswerable": (
         "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"

@@ -48,6 +48,7 @@ def score(task: Task, data: Path, out: Path, partial: bool = False, seed: int = 
         name, text = submission
         write(folder / name, text)
         described["submission"] = name
+        described["notes"].append(f"{name} is for the official server")
     elif not task.scored_here:
         described["notes"].append("the answers are not public, and the official server wants every question answered")
     per_sample = {} if judged is None else judged.per_sample

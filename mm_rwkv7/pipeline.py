@@ -20,6 +20,7 @@ from mm_rwkv7.hearing import Heard, Hearing
 from mm_rwkv7.int8 import quantise
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
+from mm_rwkv7.likelihood import Likelihood, likelihoods
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pile_tokenizer import PileTokenizer, tokenizer_file
 from mm_rwkv7.processor import Batch, Message, Processor
@@ -258,6 +259,27 @@ class Pipeline:
         else:
             batch = self.processor(content, generate=False)
         return self._read(batch, None)[0][0].float()
+
+    def likelihood(
+        self, messages: Sequence[Message], answers: Sequence[str], state: State | None = None
+    ) -> list[Likelihood]:
+        """How likely each of `answers`, up to the end of its turn, is as the answer to the last of `messages`, which
+        come after what `state` has read."""
+        template = self.model.config.template
+        if not all(answers):
+            raise ValueError("an answer is empty, expected some words")
+        batch = self.processor(messages, open_turn=state is not None and state.open_turn)
+        ends = [self.tokenizer.encode(template.answer + answer + template.turn_end) for answer in answers]
+        return likelihoods(self.model, *self._read(batch, state), ends)
+
+    def token_likelihood(
+        self, prompt: Sequence[int], continuations: Sequence[Sequence[int]], state: State | None = None
+    ) -> list[Likelihood]:
+        """How likely each of `continuations` is after the ids of `prompt`, without the prompt template; what begins a
+        text comes after `tokenizer.end_id`."""
+        if not prompt:
+            raise ValueError("the prompt is empty, expected at least one token")
+        return likelihoods(self.model, *self._read(Batch(torch.tensor([list(prompt)])), state), continuations)
 
     def _read(self, batch: Batch, state: State | None) -> tuple[Tensor, State]:
         return self._prefill(batch, self._ours(state), self._encode(batch), self._hear(batch))

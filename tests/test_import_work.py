@@ -126,7 +126,7 @@ def test_planted_work_is_caught(text: str, expected: str) -> None:
     assert found[0].endswith(expected)
 
 
-@pytest.mark.parametrize("module", ["mm_rwkv7", "encoders", "training", "app", "app.cli"])
+@pytest.mark.parametrize("module", ["mm_rwkv7", "encoders", "training", "eval.__main__", "app", "app.cli"])
 def test_import_loads_nothing_heavy(module: str) -> None:
     heavy = {"torch", "gradio", "transformers", "timm", "matplotlib"}
     code = f"import sys, {module}; print(*sorted({heavy} & sys.modules.keys()))"

@@ -342,6 +342,13 @@ def test_train_gets_its_own_arguments(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert seen == [["smoke", "--set", "run=x", "--dry-run"]]
 
 
+def test_eval_gets_its_own_arguments(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr("eval.__main__.main", lambda arguments: seen.append(arguments) or 2)
+    assert run("eval", "score", "--tasks", "scenes", "--help")[0] == 2
+    assert seen == [["score", "--tasks", "scenes", "--help"]]
+
+
 def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False

@@ -1,16 +1,23 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eval import plan
 from eval.__main__ import main
-from eval.task import Sample
+from eval.run import Settings, prepare, run
+from eval.score import score
+from eval.task import Mode, Sample, Scores, Task
+from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ASK = ("--tasks", "scenes", "--limit", "30", "--batch", "8", "--device", "cpu", "--max-new-tokens", "4")
@@ -25,11 +32,17 @@ def predictions(out: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """What an unbroken run writes."""
-    out = tmp_path_factory.mktemp("whole")
+def unbroken(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing ended."""
+    out = tmp_path_factory.mktemp("unbroken")
     assert evaluate("run", out, *ASK, "--model", tiny_checkpoint) == 0
-    return predictions(out)
+    return out
+
+
+@pytest.fixture
+def whole(unbroken: Path) -> bytes:
+    """What such a run writes."""
+    return predictions(unbroken)
 
 
 def test_a_run_writes_a_line_for_each_question(whole: bytes) -> None:
@@ -38,9 +51,11 @@ def test_a_run_writes_a_line_for_each_question(whole: bytes) -> None:
     assert all(list(line) == ["id", "prediction", "finish_reason"] and line["prediction"] for line in lines)
 
 
-@pytest.mark.parametrize("cut", [0, 1, 700, -1, -20])
-def test_a_cut_file_is_made_whole(whole: bytes, tiny_checkpoint: Path, tmp_path: Path, cut: int) -> None:
-    assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 0
+@pytest.mark.parametrize("cut", [1, 700, -20])
+def test_a_cut_file_is_made_whole(
+    unbroken: Path, whole: bytes, tiny_checkpoint: Path, tmp_path: Path, cut: int
+) -> None:
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "scenes" / "predictions.jsonl"
     path.write_bytes(whole[:cut])
     assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 0
@@ -51,50 +66,46 @@ def test_two_ranks_and_a_merge_equal_one(
     whole: bytes, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint, "--shard", "0/2") == 0
-    merging = ("--tasks", "scenes", "--limit", "30")
-    assert evaluate("merge", tmp_path, *merging) == 2  # the other file is missing
+    assert evaluate("merge", tmp_path, "--tasks", "scenes") == 2  # the other file is missing
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 0
-    assert evaluate("merge", tmp_path, *merging) == 0
+    assert evaluate("merge", tmp_path, "--tasks", "scenes") == 0
     assert predictions(tmp_path) == whole
 
 
 def test_merge_refuses_missing_and_duplicate_ids(
-    whole: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    unbroken: Path, whole: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "scenes"
-    folder.mkdir()
+    shutil.copytree(unbroken / "scenes", folder)
+    (folder / "predictions.jsonl").unlink()
     lines = whole.splitlines(keepends=True)
     for first, message in ((lines[:5], "10 of 30 predictions are missing"), (lines[:16], "was there before")):
         (folder / "predictions.0-of-2.jsonl").write_bytes(b"".join(first))
         (folder / "predictions.1-of-2.jsonl").write_bytes(b"".join(lines[15:]))
-        assert evaluate("merge", tmp_path, "--tasks", "scenes", "--limit", "30") == 2
+        assert evaluate("merge", tmp_path, "--tasks", "scenes") == 2
         assert message in capsys.readouterr().err
         assert not (folder / "predictions.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_a_run_of_another_kind_is_refused(
+    unbroken: Path, whole: bytes, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    for change, message in (
         (("--limit", "31"), "limit 30, now 31"),
         (("--seed", "1"), "seed 0, now 1"),
         (("--max-new-tokens", "5"), "decoding.max_new_tokens 4, now 5"),
         (("--temperature", "0.5"), "decoding.temperature"),
         (("--model", "nano"), "model.fingerprint"),
-    ],
-)
-def test_a_run_of_another_kind_is_refused(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, ...], message: str
-) -> None:
-    assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 0
-    before = predictions(tmp_path)
-    capsys.readouterr()
-    assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint, *change) == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert len(error) == 1
-    assert message in error[0]
-    assert predictions(tmp_path) == before
+    ):
+        capsys.readouterr()
+        assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint, *change) == 2
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        assert len(error) == 1
+        assert message in error[0]
+        assert predictions(tmp_path) == whole
 
 
 def test_foreign_lines_are_not_written_over(
@@ -109,15 +120,40 @@ def test_foreign_lines_are_not_written_over(
         assert path.read_bytes() == text
 
 
+class Lengths(Task):
+    """Asks for numbers, not for a text."""
+
+    name, variant, mode = "lengths", "of questions", Mode.LIKELIHOOD
+
+    def samples(self, data: Path) -> list[Sample]:
+        return [Sample(str(i), "?" * i, choices=("a", "b")) for i in range(10)]
+
+    def predict(self, pipeline: Pipeline, samples: Sequence[Sample]) -> list[list[float]]:
+        return [[float(len(sample.question)), -0.5] for sample in samples]
+
+    def score(self, data: Path, predictions: Mapping[str, Any]) -> Scores:
+        return Scores("mean", {"mean": sum(value for value, _ in predictions.values()) / len(predictions)})
+
+
+def test_a_task_of_another_mode_predicts_by_itself(tiny_model: MMRWKV7, tmp_path: Path) -> None:
+    settings = Settings(batch=3)
+    path = run(prepare(Lengths(), Path(), settings), Pipeline(tiny_model), tmp_path, settings)
+    assert [json.loads(line)["prediction"] for line in path.read_text().splitlines()] == [[i, -0.5] for i in range(10)]
+    assert score(Lengths(), Path(), tmp_path)["metrics"] == {"mean": 4.5}
+    path.write_text(path.read_text().replace("-0.5", "1e999"))
+    with pytest.raises(ValueError, match=r"line 1\.prediction: expected finite numbers"):
+        score(Lengths(), Path(), tmp_path)
+
+
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ask = ("--tasks", "scenes", "--limit", "400", "--batch", "4", "--device", "cpu", "--model", str(tiny_checkpoint))
+    ask = ("--tasks", "scenes", "--limit", "160", "--batch", "4", "--device", "cpu", "--model", str(tiny_checkpoint))
     command = [sys.executable, "-m", "eval", "run", *ask]
     subprocess.run([*command, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
     out = tmp_path / "broken"
     path = out / "scenes" / "predictions.jsonl"
     kills = 0
-    for goal in (20, 150):
+    for goal in (10, 60):
         process = subprocess.Popen([*command, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
         while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < goal):
             time.sleep(0.01)

@@ -84,8 +84,8 @@ def test_a_report_tells_and_shows(tmp_path: Path, seed: int) -> None:
         score(TASK, Path(), out)
     page = report([TASK], Path(), ours, theirs).read_text()
     assert "http" not in page  # it needs nothing else
-    assert page.count("<figure>") == 12
-    assert page.count("data:image/jpeg;base64,") == 12
+    assert page.count("<figure>") == 16
+    assert page.count("data:image/jpeg;base64,") == 16
     assert "&lt;b&gt;no&lt;/b&gt;" in page
     assert "<b>no</b>" not in page
     (described,) = json.loads((ours / "report.json").read_text())
@@ -93,7 +93,7 @@ def test_a_report_tells_and_shows(tmp_path: Path, seed: int) -> None:
         described["metrics"]["exact"] - json.loads((theirs / "scenes" / "scores.json").read_text())["metrics"]["exact"]
     )
     assert described["compared"]["p"] < 1e-6
-    assert len(described["gallery"]["right"]) == len(described["gallery"]["wrong"]) == 6
+    assert len(described["gallery"]["right"]) == len(described["gallery"]["wrong"]) == 8
     assert "\\| idea" in (ours / "report.md").read_text()
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from eval.report import report
 from eval.score import score
 from eval.tasks import vqav2
 from tests.eval.official import check_refusals, check_samples, check_scores, write
@@ -130,4 +131,8 @@ def test_test_dev_becomes_what_evalai_takes(tmp_path: Path) -> None:
     assert found["main"] is None
     sent = json.loads((folder / found["submission"]).read_text())
     assert sent == [{"question_id": i, "answer": "" if i % 4 else "red bus"} for i in range(20)]
+    page = report([vqav2.TestDev()], tmp_path / "data", tmp_path / "out").read_text()
+    assert "not scored here" in page
+    assert found["submission"] in page
+    assert page.count("<figure><img") == 5
     assert len(vqav2.TestStandard().samples(data)) == 20
