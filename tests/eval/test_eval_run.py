@@ -147,13 +147,13 @@ def test_a_task_of_another_mode_predicts_by_itself(tiny_model: MMRWKV7, tmp_path
 
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ask = ("--tasks", "scenes", "--limit", "160", "--batch", "4", "--device", "cpu", "--model", str(tiny_checkpoint))
+    ask = ("--tasks", "scenes", "--limit", "80", "--batch", "4", "--device", "cpu", "--model", str(tiny_checkpoint))
     command = [sys.executable, "-m", "eval", "run", *ask]
     subprocess.run([*command, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
     out = tmp_path / "broken"
     path = out / "scenes" / "predictions.jsonl"
     kills = 0
-    for goal in (10, 60):
+    for goal in (10, 40):
         process = subprocess.Popen([*command, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
         while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < goal):
             time.sleep(0.01)
