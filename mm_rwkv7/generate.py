@@ -82,6 +82,47 @@ class Queue:
         return held
 
 
+class Writer:
+    """The text of one answer, as its tokens come.
+
+    `finish_reason` is "" while it is being written, then "stop" (an end of text, a stop text) or "length" (`limit`
+    tokens). No piece holds half a character, nor the beginning of what may become a stop text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], limit: int) -> None:
+        self.tokenizer, self.stop, self.limit = tokenizer, tuple(stop), limit
+        self.tokens: list[int] = []
+        self.finish_reason = "" if limit else "length"
+        self._decoder = tokenizer.stream()
+        self._held = ""
+
+    def push(self, token: int) -> str:
+        """The piece of text that is certain now."""
+        self.tokens.append(token)
+        if token == self.tokenizer.end_id:
+            self.finish_reason = "stop"
+            return self._held + self._decoder.flush()
+        held = self._held + self._decoder.push(token)
+        cut = min((at for at in map(held.find, self.stop) if at >= 0), default=-1)
+        if cut >= 0:
+            self.finish_reason = "stop"
+            return held[:cut]
+        if len(self.tokens) == self.limit:
+            self.finish_reason = "length"
+            return held + self._decoder.flush()
+        ready = len(held) - self._possible_stop(held)
+        self._held = held[ready:]
+        return held[:ready]
+
+    def _possible_stop(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop text."""
+        longest = max(map(len, self.stop), default=1) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self.stop):
+                return length
+        return 0
+
+
 class Decoder:
     """Writes one answer: iterate for its pieces of text, then read `tokens`, `state` and `finish_reason`.
 
@@ -103,49 +144,27 @@ class Decoder:
     ) -> None:
         self.model, self.tokenizer, self.sampler = model, tokenizer, sampler
         self.hidden, self.state = hidden, state
-        self.stop, self.limit = tuple(stop), limit
         self.step = step or stepper(model.lm)
-        self.tokens: list[int] = []
-        self.finish_reason = "cancelled"
+        self._writer = Writer(tokenizer, stop, limit)
+
+    @property
+    def tokens(self) -> list[int]:
+        return self._writer.tokens
+
+    @property
+    def finish_reason(self) -> str:
+        return self._writer.finish_reason or "cancelled"
 
     def __iter__(self) -> Iterator[str]:
-        decoder = self.tokenizer.stream()
-        held = ""
-        while len(self.tokens) < self.limit:
-            token = self._step()
-            if token == self.tokenizer.end_id:
-                self.finish_reason = "stop"
-                break
-            held += decoder.push(token)
-            cut = min((at for at in map(held.find, self.stop) if at >= 0), default=-1)
-            if cut >= 0:
-                self.finish_reason = "stop"
-                if cut:
-                    yield held[:cut]
-                return
-            ready = len(held) - self._possible_stop(held)
-            if ready:
-                yield held[:ready]
-                held = held[ready:]
-        else:
-            self.finish_reason = "length"
-        if rest := held + decoder.flush():
-            yield rest
+        while not self._writer.finish_reason:
+            if piece := self._writer.push(self._step()):
+                yield piece
 
     @torch.no_grad()
     def _step(self) -> int:
         logits = self.step.logits(self.hidden)[0]
         logits[list(self.tokenizer.unwritable)] = -torch.inf
         token = self.sampler(logits)
-        self.tokens.append(token)
         x = self.model.lm.embed(torch.tensor([token], device=logits.device))
         self.hidden, self.state = self.step(x, self.state)
         return token
-
-    def _possible_stop(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop text."""
-        longest = max(map(len, self.stop), default=1) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self.stop):
-                return length
-        return 0
