@@ -58,7 +58,7 @@ class Piece:
     scores: tuple[TokenScore, ...] = ()
 
 
-class Busy(Exception):
+class Busy(Exception):  # noqa: N818 - the field's word
     """The engine has as many requests waiting as it takes; it may have a place after `retry_after_s` seconds."""
 
     def __init__(self, retry_after_s: float) -> None:
@@ -66,11 +66,11 @@ class Busy(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Cancelled(Exception):
+class Cancelled(Exception):  # noqa: N818 - the field's word
     """The request was cancelled, or the engine was closed before it was answered."""
 
 
-class Expired(TimeoutError):
+class Expired(TimeoutError):  # noqa: N818 - the field's word
     """The request's time was over before its first token."""
 
 
