@@ -159,7 +159,8 @@ class Engine:
             request = replace(request, state=pipeline.own(request.state))
         prompt = prepare(pipeline, self.media, request)
         if prompt.places and self.config.folder is not None:
-            self.states.warm([place.key for place in reversed(prompt.places)], pipeline.fingerprint)
+            useful = prompt.places[:-1] if request.write else prompt.places  # a file does not hold what the head reads
+            self.states.warm([place.key for place in reversed(useful)], pipeline.fingerprint)
         stop = () if request.text is not None else pipeline.model.config.template.stop
         limit = sampling.max_new_tokens or pipeline.model.config.max_new_tokens
         writer = Writer(pipeline.tokenizer, (*stop, *sampling.stop), limit)
@@ -250,7 +251,7 @@ class Engine:
                 self.states.hits += 1
                 break
         else:
-            self.states.misses += 1
+            self.states.misses += bool(row.prompt.places)
         if state is None:
             pool.clear(row.slot)
         else:
