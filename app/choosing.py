@@ -3,6 +3,7 @@
 Letters: B rows, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -15,11 +16,10 @@ from mm_rwkv7.tokenizer import Tokenizer
 def choose(logits: Tensor, samplers: Sequence[Sampler | None]) -> list[int | None]:
     """logits (B, V) -> an id for each row, the likeliest where there is no sampler; None for a row whose logits are no
     numbers."""
-    greatest, likeliest = logits.max(dim=1)
+    greatest, likeliest = logits.max(dim=1)  # NaN wins over every number
     found: list[int | None] = likeliest.tolist()
-    for row, finite in enumerate(greatest.isfinite().tolist()):
-        sampler = samplers[row]
-        if not finite:
+    for row, (top, sampler) in enumerate(zip(greatest.tolist(), samplers, strict=True)):
+        if not math.isfinite(top):
             found[row] = None
         elif sampler is not None:
             found[row] = sampler(logits[row])

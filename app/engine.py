@@ -87,6 +87,7 @@ class Engine:
         folder = None if config.folder is None else config.folder / pipeline.fingerprint[:16]
         self.states = StateCache(pipeline.device, config.device_states, config.ram_states, folder, config.disk_states)
         self._step = pooled_step(pipeline.model.lm, config.slots)
+        self._unwritable = torch.tensor(list(pipeline.tokenizer.unwritable), dtype=torch.long, device=pipeline.device)
         self._inbox: SimpleQueue[Row | Callable[[], None] | None] = SimpleQueue()
         self._arriving = 0  # submitted, and not seen by the thread yet
         self._lock = threading.Lock()
@@ -328,7 +329,7 @@ class Engine:
     def _choose(self, rows: Sequence[Row]) -> dict[Row, int]:
         """The next token of each of these answers, and its text to those who wait for it."""
         logits = self._step.logits(torch.stack([_present(row.hidden) for row in rows]))
-        logits[:, list(self.pipeline.tokenizer.unwritable)] = -torch.inf
+        logits.index_fill_(1, self._unwritable, -torch.inf)
         found = {}
         now = time.perf_counter()
         for row, token, line in zip(rows, choose(logits, [row.sampler for row in rows]), logits, strict=True):
@@ -340,9 +341,8 @@ class Engine:
             if not row.text and self._turn_end(row):
                 piece = piece.lstrip()
             row.text += piece
-            scores = ()
-            if row.request.logprobs is not None:
-                scores = (score(line, token, row.request.logprobs, self.pipeline.tokenizer),)
+            count = row.request.logprobs
+            scores = () if count is None else (score(line, token, count, self.pipeline.tokenizer),)
             if piece or scores:
                 self._put(row, Piece(piece, scores))
             if row.writer.finish_reason:

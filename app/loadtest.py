@@ -10,7 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     soak = loads.add_parser("soak", help="memory over many conversations of three turns, some of them left early")
     soak.add_argument("--conversations", type=int, default=1000)
     soak.add_argument("--users", type=int, default=16)
+    soak.add_argument("--states-mb", type=int, default=64, help="of known states (default 64): a bound soon reached")
     picture = loads.add_parser("picture", help="time to the first token, of the first and second question on a picture")
     picture.add_argument("--pictures", type=int, default=30)
     picture.add_argument("--side", type=int, default=640, help="pixels of each (default 640)")
@@ -61,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: Namespace) -> None:
     pipeline = Pipeline.from_pretrained(options.model, options.device)
-    with Engine(pipeline, EngineConfig(slots=options.slots)) as engine:
+    config = EngineConfig(slots=options.slots)
+    if options.load == "soak":
+        config = replace(config, ram_states=options.states_mb << 20, device_states=options.states_mb << 20)
+    with Engine(pipeline, config) as engine:
         rows = {"ramp": _ramp, "soak": _soak, "picture": _picture}[options.load](engine, options)
     if options.json:
         print(json.dumps(rows, indent=2))
@@ -82,14 +86,15 @@ def _ramp(engine: Engine, options: Namespace) -> list[Row]:
     alone: float | None = None
     for users in steps:
         seen = Seen()
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         asyncio.run(_crowd(engine, options, users, options.seconds, seen))
-        took = time.perf_counter() - began
+        took, worked = time.perf_counter() - began, time.process_time() - worked
         rate = seen.tokens / took
         row: Row = {
             "users": users,
             "requests_per_s": round(seen.answers / took, 1),
             "tokens_per_s": round(rate),
+            "cpu_ms_per_token": round(1000 * worked / max(seen.tokens, 1), 3),
             **_percentiles(seen.first),
         }
         if users == 1:
@@ -168,7 +173,7 @@ async def _converse(engine: Engine, rng: random.Random, seen: Seen) -> None:
 
 
 def _held(engine: Engine) -> Row:
-    return {"states_mb": round(sum(engine.states.bytes) / 1e6), "features_mb": round(engine.media.bytes / 1e6, 1)}
+    return {"states_mb": round(sum(engine.states.held) / 1e6), "features_mb": round(engine.media.held / 1e6, 1)}
 
 
 def _picture(engine: Engine, options: Namespace) -> list[Row]:
@@ -184,7 +189,7 @@ def _picture(engine: Engine, options: Namespace) -> list[Row]:
             await _ask(engine, Request([{"role": "user", "content": parts}]), seen)
 
     async def everything() -> None:
-        await ask(-1, (Seen(), Seen()))
+        await ask(options.pictures, (Seen(), Seen()))
         for number in range(options.pictures):
             await ask(number, (first, second))
 

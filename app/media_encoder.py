@@ -81,7 +81,8 @@ class MediaEncoder:
         self._lock = threading.Lock()
 
     @property
-    def bytes(self) -> int:
+    def held(self) -> int:
+        """Bytes of the features that are remembered."""
         return self._cache.bytes
 
     def find(self, key: bytes) -> Features | None:

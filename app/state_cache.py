@@ -56,7 +56,7 @@ class StateCache:
         self._disk = None if folder is None else _Disk(folder, disk_bytes)
 
     @property
-    def bytes(self) -> list[int]:
+    def held(self) -> list[int]:
         """Bytes held in each tier of memory, the device's first."""
         return [tier.bytes for tier in self._tiers]
 

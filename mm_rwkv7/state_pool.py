@@ -81,7 +81,9 @@ class StatePool:
     def scatter(self, state: State, slots: Tensor) -> None:
         """Copy the rows of a state into `slots` (B,)."""
         pool = self.tensors
-        for pooled, given in zip((pool.wkv, pool.att_shift, pool.ffn_shift), zip(*state.layers, strict=True), strict=True):
+        for pooled, given in zip(
+            (pool.wkv, pool.att_shift, pool.ffn_shift), zip(*state.layers, strict=True), strict=True
+        ):
             pooled.index_copy_(1, slots, torch.stack(given).to(pooled.dtype))
 
     def read_on(self, slots: Sequence[int]) -> None:

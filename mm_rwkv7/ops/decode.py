@@ -151,8 +151,15 @@ class CompiledStep:
             raise ValueError(f"decode: slots {list(slots)}, expected one of {count} for each of {len(x)} rows")
         square, row = (self._layers, count, *self._heads), (self._layers, count, self._width)
         for tensor, shape in ((wkv, square), (att_shift, row), (ffn_shift, row)):
-            if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous() or not tensor.is_cpu:
-                raise ValueError(f"decode: a pool's tensor is {tensor.dtype} {tuple(tensor.shape)}, expected fp32 {shape}")
+            if (
+                tensor.shape != shape
+                or tensor.dtype != torch.float32
+                or not tensor.is_contiguous()
+                or not tensor.is_cpu
+            ):
+                raise ValueError(
+                    f"decode: a pool's tensor is {tensor.dtype} {tuple(tensor.shape)}, expected fp32 {shape}"
+                )
         pool = [(tensor.data_ptr(), 4 * tensor.stride(0)) for tensor in (wkv, att_shift, ffn_shift)]
         places = [first + layer * bytes_ for layer in range(self._layers) for first, bytes_ in pool]
         shifts = torch.empty(self._layers, 2, *x.shape, dtype=torch.float32)

@@ -229,4 +229,4 @@ def test_a_sound_is_encoded_while_others_are_answered(pipeline: Pipeline) -> Non
         assert engine.counts.answered == 1
         assert soon.text == pipeline.chat(ask("Describe", short)).text
         assert late.result().text == pipeline.chat(ask("Describe", long)).text
-        assert engine.media.bytes <= 1 << 16
+        assert engine.media.held <= 1 << 16

@@ -53,7 +53,7 @@ def test_states_move_to_disk_and_are_found_by_the_next_process(tmp_path: Path) -
     cache = StateCache(CPU, 0, 2 * size, tmp_path)
     for number in range(4):
         cache.keep(_key(number), _state(number))
-    assert cache.bytes == [2 * size]
+    assert cache.held == [2 * size]
     assert cache.find(_key(0)) is None
     cache.close()
     assert len(list(tmp_path.iterdir())) == 4
