@@ -388,7 +388,9 @@ typedef struct {
     struct stages stages;
     const Model *model;
     const LayerState *before; /* [layers] */
-    float *wkv, *shifts;      /* what comes after: (layers, B, H, N, N), (layers, 2, B, D) */
+    const int32_t *slots;     /* (B,): where a row's state lies in `before` and `wkv` */
+    float *wkv, *shifts;      /* what comes after: (layers, slot_count, H, N, N), (layers, 2, B, D) */
+    size_t slot_count;
     float *hidden;            /* (B, D) */
     int B, stride;   /* stride: D, or F, filled up to a multiple of 64 */
     float *x;                 /* (B, D): the sum that goes through the layers */
@@ -417,7 +419,7 @@ static void prepare(const Step *s, int layer, int kind, float *mine) {
     for (int b = 0; b < s->B; b++) {
         layer_norm(s->x + (size_t)b * D, tensor_of(s, layer, kind == 0 ? LN1_WEIGHT : LN2_WEIGHT),
                    tensor_of(s, layer, kind == 0 ? LN1_BIAS : LN2_BIAS), D, s->model->eps, normed + (size_t)b * D);
-        const float *x = normed + (size_t)b * D, *previous = shift + (size_t)b * D;
+        const float *x = normed + (size_t)b * D, *previous = shift + (size_t)s->slots[b] * D;
         for (int m = 0; m < (kind == 0 ? 6 : 1); m++) {
             const Tensor *mix = tensor_of(s, layer, kind == 0 ? names[m] : FFN_X);
             float *out = mine + m * each + (size_t)b * s->stride;
@@ -515,9 +517,9 @@ static void run_head(const Step *s, int layer, int head, float *scratch) {
             k[i] *= 1 + (iclr[i] - 1) * vector[i];
         }
 
-        const size_t square = (size_t)N * N, place = (size_t)row * m->heads + head;
+        const size_t square = (size_t)N * N, place = (size_t)s->slots[row] * m->heads + head;
         const float *before = s->before[layer].wkv + place * square;
-        float *after = s->wkv + ((size_t)layer * s->B * m->heads + place) * square;
+        float *after = s->wkv + ((size_t)layer * s->slot_count * m->heads + place) * square;
         switch (N) {
             case 64: wkv_rows(64, before, after, w, a, b, k, v, r, y); break;
             case 128: wkv_rows(128, before, after, w, a, b, k, v, r, y); break;
@@ -588,10 +590,11 @@ static float *carve(float **from, size_t count) {
     return place;
 }
 
-/* One token of B rows through the whole model. x (B, D) fp32 as embedded; `before` and what comes after as in Step;
- * hidden (B, D) is what the head reads. Returns 0, or 1 when there is no memory. */
-int decode_step(const Model *model, int B, int threads, const float *x, const LayerState *before, float *wkv, float *shifts,
-                float *hidden) {
+/* One token of B rows through the whole model. x (B, D) fp32 as embedded; `before`, the slots and what comes after as in
+ * Step; hidden (B, D) is what the head reads. A row's slot of `wkv` may be the one that it is read from: each row of a
+ * matrix is read before it is written. Returns 0, or 1 when there is no memory. */
+int decode_step_in_slots(const Model *model, int B, int threads, const float *x, const LayerState *before,
+                         const int32_t *slots, int slot_count, float *wkv, float *shifts, float *hidden) {
     const size_t D = (size_t)model->width, S = (size_t)padded(model->width), N = D / (size_t)model->heads, b = (size_t)B;
     const size_t F = (size_t)padded(model->hidden);
     const int ranks[] = {model->decay_rank, model->iclr_rank, model->gate_rank, model->value_rank};
@@ -602,8 +605,8 @@ int decode_step(const Model *model, int B, int threads, const float *x, const La
     for (int i = 0; i < 4; i++) floats += b * ranks[i] + 16;
     float *memory = aligned_alloc(LINE, (floats * sizeof(float) + LINE - 1) / LINE * LINE), *free_ = memory;
     if (!memory) return 1;
-    Step s = {.model = model, .before = before, .wkv = wkv, .shifts = shifts, .hidden = hidden, .B = B,
-              .stride = (int)S, .mine_size = mine};
+    Step s = {.model = model, .before = before, .slots = slots, .wkv = wkv, .shifts = shifts, .slot_count = (size_t)slot_count,
+              .hidden = hidden, .B = B, .stride = (int)S, .mine_size = mine};
     s.x = carve(&free_, b * S);
     s.r = carve(&free_, b * S);
     s.k = carve(&free_, b * S);
@@ -623,6 +626,13 @@ int decode_step(const Model *model, int B, int threads, const float *x, const La
         layer_norm(s.x + row * D, around + LN_OUT_WEIGHT, around + LN_OUT_BIAS, (int)D, model->eps, hidden + row * D);
     free(memory);
     return 0;
+}
+
+/* The same with a state of B rows, from one place to another. */
+int decode_step(const Model *model, int B, int threads, const float *x, const LayerState *before, float *wkv, float *shifts,
+                float *hidden) {
+    const int32_t rows[ROWS] = {0, 1, 2, 3, 4, 5, 6, 7};
+    return decode_step_in_slots(model, B, threads, x, before, rows, B, wkv, shifts, hidden);
 }
 
 typedef struct {

@@ -4,6 +4,7 @@ B rows, D width.
 """
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from mm_rwkv7.ops.compiler import NoKernelError
 from mm_rwkv7.ops.decode import AROUND_TENSORS, LAYER_TENSORS, ROWS, CompiledStep, Weight
 from mm_rwkv7.rwkv7 import RWKV7
 from mm_rwkv7.state import LayerState, State
+from mm_rwkv7.state_pool import StatePool
 
 VALUE_RESIDUAL = ("time_mix.v0", "time_mix.v1", "time_mix.v2")  # the first layer has none
 
@@ -56,6 +58,12 @@ class CpuStepper:
         att, ffn = shifts.unbind(1)
         layers = map(LayerState, wkv.unbind(), att.unbind(), ffn.unbind())
         return hidden.to(x.dtype), State(tuple(layers), state.tokens_seen + 1, model=state.model)
+
+    def in_pool(self, x: Tensor, pool: StatePool, slots: Sequence[int]) -> Tensor:
+        """x (B, D), row i for the text in slot slots[i] of a pool in fp32, whose states change in place -> what the
+        head reads (B, D)."""
+        tensors = pool.tensors
+        return self._step.in_slots(x, tensors.wkv, tensors.att_shift, tensors.ffn_shift, slots).to(x.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._step.logits(hidden)

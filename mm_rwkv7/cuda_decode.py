@@ -158,6 +158,11 @@ class CudaStepper:
         weights = pack(lm)
         return None if weights is None else cls(lm, weights, driver.launcher(device))
 
+    def pooled(self, slots: int) -> PooledStepper:
+        """Steps over a pool of its own with so many slots."""
+        pool = StatePool(self._lm.config, slots, self._weights.dtype, self._lm.emb.weight.device)
+        return PooledStepper(self._weights, pool, self._launcher, self._capture)
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:

@@ -250,7 +250,11 @@ class Pipeline:
         of questions about them can be asked from the state that comes back."""
         batch = self.processor(messages, generate=False, open_turn=state is not None and state.open_turn)
         _, after = self._read(batch, state)
-        return replace(after, open_turn=batch.open_turn, model=self._fingerprint)
+        return self.sign(after, batch.open_turn)
+
+    def sign(self, state: State, open_turn: bool = False) -> State:
+        """The state as one of this model's, to be given to others."""
+        return replace(state, open_turn=open_turn, model=self._fingerprint)
 
     def embed(self, content: str | Sequence[Message]) -> Tensor:
         """A text or messages as one vector (D,): what the head would read after the last token."""
@@ -282,15 +286,16 @@ class Pipeline:
         return likelihoods(self.model, *self._read(Batch(torch.tensor([list(prompt)])), state), continuations)
 
     def _read(self, batch: Batch, state: State | None) -> tuple[Tensor, State]:
-        return self._prefill(batch, self._ours(state), self._encode(batch), self._hear(batch))
+        return self._prefill(batch, self.own(state), self._encode(batch), self._hear(batch))
 
     def _prefill(
         self, batch: Batch, state: State | None, features: Tensor | None, sounds: Iterable[Tensor]
     ) -> tuple[Tensor, State]:
         return prefill(self.model, batch.ids.to(self.device), state, features, self.pad_compat, sounds)
 
-    def _ours(self, state: State | None) -> State | None:
-        """A state that somebody saved or computed elsewhere, where this model can go on from it."""
+    def own(self, state: State | None) -> State | None:
+        """A state that somebody saved or computed elsewhere, where this model can go on from it. ValueError for a state
+        of another model."""
         if state is None:
             return None
         if state.model is not self._fingerprint and str(state.model) not in ("", self.fingerprint):
@@ -326,7 +331,7 @@ class Pipeline:
         stop: Sequence[str],
         turn_end: str,
     ) -> Stream:
-        state = self._ours(state)
+        state = self.own(state)
 
         def write(stream: Stream) -> Generator[str, None, Answer]:
             features = self._encode(batch)
@@ -380,7 +385,7 @@ class Pipeline:
 
     def _closed(self, decoder: Decoder, turn_end: str) -> State:
         """The state after the answer, its turn ended as the template ends turns, whatever ended the writing."""
-        state = replace(decoder.state, open_turn=False, model=self._fingerprint)
+        state = self.sign(decoder.state)
         if not turn_end or turn_end in self.tokenizer.decode(decoder.tokens):
             return state
         ids = torch.tensor([self.tokenizer.encode(turn_end)], device=self.device)

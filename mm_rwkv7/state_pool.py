@@ -66,6 +66,26 @@ class StatePool:
         reading = readings.pop()
         return State(tuple(layers), reading.tokens_seen, model=reading.model)
 
+    def clear(self, slot: int) -> None:
+        """Begin a new text in `slot`."""
+        for pooled in self._tensors(self._range(slot, 1)):
+            pooled.zero_()
+        self._readings[slot] = Reading()
+
+    def gather(self, slots: Tensor) -> State:
+        """Copies of the states in `slots` (B,), a row each, whatever each has read."""
+        pool = self.tensors
+        copies = (pool.wkv[:, slots].float(), pool.att_shift[:, slots], pool.ffn_shift[:, slots])
+        return State(tuple(map(LayerState, *(tensor.unbind() for tensor in copies))))
+
+    def scatter(self, state: State, slots: Tensor) -> None:
+        """Copy the rows of a state into `slots` (B,)."""
+        pool = self.tensors
+        for pooled, given in zip(
+            (pool.wkv, pool.att_shift, pool.ffn_shift), zip(*state.layers, strict=True), strict=True
+        ):
+            pooled.index_copy_(1, slots, torch.stack(given).to(pooled.dtype))
+
     def read_on(self, slots: Sequence[int]) -> None:
         """Note that one more token was read into each of these slots."""
         for slot in slots:

@@ -142,6 +142,46 @@ class CompiledStep:
             raise MemoryError(f"no memory for a step of {len(x)} rows of width {self._width}")
         return hidden, wkv, shifts
 
+    def in_slots(self, x: Tensor, wkv: Tensor, att_shift: Tensor, ffn_shift: Tensor, slots: Sequence[int]) -> Tensor:
+        """The same with states in a pool, wkv (L, S, H, N, N) and shifts (L, S, D), all fp32: row i's is the one in
+        slot slots[i], which changes in place."""
+        x = self._read(x, "x")
+        count = wkv.shape[1]
+        if len(slots) != len(x) or len(set(slots)) != len(slots) or not 0 <= min(slots) <= max(slots) < count:
+            raise ValueError(f"decode: slots {list(slots)}, expected one of {count} for each of {len(x)} rows")
+        square, row = (self._layers, count, *self._heads), (self._layers, count, self._width)
+        for tensor, shape in ((wkv, square), (att_shift, row), (ffn_shift, row)):
+            if (
+                tensor.shape != shape
+                or tensor.dtype != torch.float32
+                or not tensor.is_contiguous()
+                or not tensor.is_cpu
+            ):
+                raise ValueError(
+                    f"decode: a pool's tensor is {tensor.dtype} {tuple(tensor.shape)}, expected fp32 {shape}"
+                )
+        pool = [(tensor.data_ptr(), 4 * tensor.stride(0)) for tensor in (wkv, att_shift, ffn_shift)]
+        places = [first + layer * bytes_ for layer in range(self._layers) for first, bytes_ in pool]
+        shifts = torch.empty(self._layers, 2, *x.shape, dtype=torch.float32)
+        hidden = torch.empty(x.shape, dtype=torch.float32)
+        failed = self._library.decode_step_in_slots(
+            ctypes.byref(self._model),
+            len(x),
+            torch.get_num_threads(),
+            ctypes.c_void_p(x.data_ptr()),
+            (ctypes.c_void_p * len(places))(*places),
+            (ctypes.c_int32 * len(slots))(*slots),
+            count,
+            ctypes.c_void_p(wkv.data_ptr()),
+            ctypes.c_void_p(shifts.data_ptr()),
+            ctypes.c_void_p(hidden.data_ptr()),
+        )
+        if failed:
+            raise MemoryError(f"no memory for a step of {len(x)} rows of width {self._width}")
+        for shift, after in zip((att_shift, ffn_shift), shifts.unbind(1), strict=True):
+            shift.index_copy_(1, torch.tensor(slots), after)
+        return hidden
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (B <= 8, D) -> (B, V) fp32."""
         hidden = self._read(hidden, "hidden")
