@@ -1,5 +1,5 @@
-"""`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]`, and `python -m training prepare IN OUT` (see
-`training.prepare`)."""
+"""`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]` trains, and
+`python -m training prepare IN OUT` writes shards (`training.prepare`)."""
 
 import sys
 from argparse import Namespace
