@@ -1,5 +1,5 @@
-"""`python -m training.bench_cache PICTURES`: what a step of training the projector alone costs when the tower reads every
-picture, and when its features come from the cache.
+"""`python -m training.bench_cache PICTURES`: what a step of training the projector alone costs when the tower reads
+every picture, and when its features come from the cache.
 
 The language model is nano's; the tower has the shape of SigLIP-B (224 px, 196 tokens) and random weights, which cost
 what trained ones do. Both ways read the same packs, by turns.

@@ -6,9 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from encoders.timm_tower import TimmTowerConfig
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.model import MMRWKV7
+from training import bench_cache
 from training.feature_cache import FeatureCache
+from training.readers import open_reader
 
 
 def some_features(seed: int) -> torch.Tensor:
@@ -97,3 +100,17 @@ def test_a_model_that_does_not_see_has_no_features(tiny_model: MMRWKV7, tmp_path
     blind = MMRWKV7(dataclasses.replace(tiny_model.config, tower=None, projector=None))
     with pytest.raises(ValueError, match="has no tower"):
         FeatureCache(tmp_path, blind)
+
+
+def test_the_measurement_runs(tmp_path: Path) -> None:
+    """Each way reads the same pictures; how fast is not for a test to say."""
+    for number in range(6):
+        Image.new("RGB", (40, 30), (number * 40, 0, 0)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("A red square.")
+    model = bench_cache.model_like_nano(TimmTowerConfig("test_vit", 32), 64)
+    before = model.projector.down.weight.detach().clone()
+    found = bench_cache.measure(model, open_reader(tmp_path), 2, 64, tmp_path / "cache")
+    assert found["cache"]["pictures"] == 2 * found["pictures_per_pack"] > 0
+    assert min(found["encoded_s"], found["cached_s"], found["times_faster"]) > 0
+    assert not torch.equal(model.projector.down.weight, before)
+    assert all(parameter.grad is None for parameter in model.lm.parameters())
