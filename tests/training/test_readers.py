@@ -221,6 +221,26 @@ def test_a_folder_of_described_pictures(tmp_path: Path) -> None:
         open_reader(tmp_path)
 
 
+def test_many_pictures_of_a_sample_keep_their_order(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    names = [f"{i}.png" for i in range(12)]
+    for name in names:
+        (tmp_path / name).write_bytes(picture_bytes(rng))
+    record = {"id": "many", **said("<image>" * 12 + "What?", image=names)}
+    (tmp_path / "many.json").write_text(json.dumps([record]))
+    reader = as_shards(tmp_path / "many.json", [record])
+    assert isinstance(reader, Shards)
+    assert plain(reader[0]) == plain(Llava(tmp_path / "many.json")[0]), f"seed {seed}"
+
+
+def test_a_position_in_other_data_is_refused(tmp_path: Path, seed: int) -> None:
+    path, records = write_llava(tmp_path, seed, 4)
+    _, position = next(Llava(path).stream(seed))
+    path.write_text(json.dumps(records[:3]))
+    with pytest.raises(ValueError, match="has 3 records, the position is one among 4"):
+        next(Llava(path).stream(seed, position))
+
+
 def test_a_shard_that_is_broken_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(b"no tar at all" * 100)
