@@ -100,7 +100,7 @@ def _write(
     path: Path, reader: Indexed, places: Sequence[tuple[int, int]], first: int, bar: "tqdm[Any]"
 ) -> tuple[int, list[Fault]]:
     """One shard. A record that cannot be read is named and left out."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.tmp")  # the next try writes over it
     faults: list[Fault] = []
     try:
         with tarfile.open(draft, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -169,6 +169,6 @@ def _ending(kind: str, data: bytes) -> str:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.tmp")  # the next try writes over it
     draft.write_bytes(data)
     os.replace(draft, path)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import random
 from itertools import islice
@@ -78,6 +79,25 @@ def test_an_interrupted_run_ends_with_the_same_files(
     left["calls"] = 0
     assert prepare(reader, tmp_path / "whole", 6, seed) == (20, 0)  # nothing is left to do
     assert before == {name: os.stat(tmp_path / "whole" / name).st_mtime_ns for name in before}
+
+
+def test_a_killed_run_goes_on_with_the_same_files(tmp_path: Path, seed: int) -> None:
+    """kill -9 at a random moment, again and again."""
+    path, _ = write_llava(tmp_path / "in", seed, 300)
+    reader = Llava(path)
+    prepare(reader, tmp_path / "whole", 10, seed)
+    rng = random.Random(seed)
+    fork = multiprocessing.get_context("fork")
+    for _ in range(5):
+        before = len(list((tmp_path / "pieces").glob("*.tar")))
+        writer = fork.Process(target=prepare, args=(reader, tmp_path / "pieces", 10, seed))
+        writer.start()
+        while writer.is_alive() and len(list((tmp_path / "pieces").glob("*.tar"))) < before + rng.randint(1, 5):
+            pass
+        writer.kill()
+        writer.join()
+    prepare(reader, tmp_path / "pieces", 10, seed)
+    assert contents(tmp_path / "pieces") == contents(tmp_path / "whole"), f"seed {seed}"
 
 
 def test_broken_files_are_skipped_counted_and_named(
