@@ -11,7 +11,9 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,11 +22,12 @@ from encoders.tiling import Tiling
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Processor
+from mm_rwkv7.sounds import Sound
 from tests.training.conversing import words, write_llava
 from training.conversations import Conversation, Drawn, Fault, Position, Reader
 from training.feature_cache import FeatureCache
 from training.llava import Llava
-from training.media import picture_size, tiles_of
+from training.media import picture_size, samples_of, tiles_of
 from training.mixture import IGNORED, Mixture
 from training.packing import pack
 from training.readers import open_reader
@@ -284,6 +287,21 @@ def test_tiles_are_counted_from_the_header(tmp_path: Path, seed: int, thumbnail:
         upright = Image.new("RGB", image.size[::-1] if orientation in (6, 8) else image.size)
         assert picture_size(file) == upright.size, f"seed {seed}"
         assert tiles_of(file.getvalue(), tiling) == len(tiling.cut(upright)), f"seed {seed}, {image.size}"
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_samples_are_counted_from_the_header(kind: str, seed: int) -> None:
+    rng = random.Random(seed)
+    for rate in (8000, 16_000, 22_050, 44_100):
+        noise = np.random.default_rng(seed).normal(0, 0.1, (rng.randint(1000, 90_000), rng.choice([1, 2])))
+        file = io.BytesIO()
+        soundfile.write(file, noise, rate, format=kind)
+        expected = Sound.read(file.getvalue(), 16_000).samples
+        assert samples_of(file.getvalue(), 16_000) == expected, f"seed {seed}, rate {rate}"
+    odd = (np.zeros(12_345), rng.randint(4000, 96_000))
+    assert samples_of(odd, 16_000) == Sound.read(odd, 16_000).samples, f"seed {seed}"
+    with pytest.raises(ValueError, match="the sound is broken, missing or no sound"):
+        samples_of(b"no sound", 16_000)
 
 
 def test_packing_fits_and_forgets_nothing(seed: int) -> None:
