@@ -37,7 +37,7 @@ class Sequences(NamedTuple):
     def of(cls, cu_seqlens: Tensor, time: int) -> "Sequences":
         """cu_seqlens: (S + 1,) integers from 0 to `time`."""
         starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-        count = len(starts)
+        count = starts.shape[0]
         positions = torch.arange(time, device=cu_seqlens.device)
         owner = torch.searchsorted(ends, positions, right=True)  # passes over empty sequences
         previous = torch.where(positions == starts[owner], owner, count + positions - 1)

@@ -173,4 +173,4 @@ def count_sequences(cu_seqlens: Tensor, rows: int, time: int) -> int:
         ends = cu_seqlens.tolist()
         if ends[0] != 0 or ends[-1] != time or ends != sorted(ends):
             raise ValueError(f"cu_seqlens is {ends}, expected it to rise from 0 to T = {time}")
-    return len(cu_seqlens) - 1
+    return cu_seqlens.shape[0] - 1

@@ -132,6 +132,21 @@ def test_a_long_run_cut_anywhere_equals_the_whole(seed: int) -> None:
         assert error(one, other) < 1e-5, f"seed {seed}"
 
 
+@pytest.mark.slow
+def test_one_compiled_model_reads_any_number_of_sequences(seed: int) -> None:
+    """Packs of one length hold now more, now fewer samples."""
+    model = random_model(seed)
+    x = model.embed(torch.randint(CONFIG.vocab_size, (1, 60), generator=torch.Generator().manual_seed(seed))).detach()
+    compiled = torch.compile(lambda x, ends: model.hidden(x, cu_seqlens=ends)[0], backend="eager")
+    torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for count in range(2, 9):
+        ends = torch.tensor([*range(count), 60], dtype=torch.int32)
+        expected, _ = model.hidden(x, cu_seqlens=ends)
+        assert error(compiled(x, ends), expected) < 1e-5, f"seed {seed}, {count} sequences"
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2
+
+
 def test_what_cannot_be_is_refused() -> None:
     model, ids = random_model(0), torch.zeros(1, 4, dtype=torch.long)
     for ends, message in (
