@@ -52,7 +52,7 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, T, H, N = r.shape
-    S = None if cu_seqlens is None else len(cu_seqlens) - 1
+    S = None if cu_seqlens is None else cu_seqlens.shape[0] - 1  # `len` would compile anew for every number of them
     entries = entry_rows(B, T, N, S) if keep else 0
     final, kept = log_w.new_empty(B if S is None else S, H, N, N), log_w.new_empty(entries, H, N, N)
     return v.new_empty(v.shape), final, kept
@@ -99,7 +99,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, _, H, N = r.shape
     d_r, d_log_w, d_k, d_v, d_a, d_b = (x.new_empty(x.shape) for x in (r, log_w, k, v, a, b))
-    rows = B if cu_seqlens is None else len(cu_seqlens) - 1
+    rows = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     return d_r, d_log_w, d_k, d_v, d_a, d_b, log_w.new_empty(rows, H, N, N)
 
 
