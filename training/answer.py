@@ -18,7 +18,7 @@ from mm_rwkv7.state import State
 from training.augment import AUGMENTATIONS, Augmentation, changed, masked
 from training.data import AnySample
 from training.hearing import Features, Sound
-from training.loop import Stage
+from training.stage import Stage
 from training.sources import Sample
 
 IGNORED = -100  # F.cross_entropy's own
