@@ -141,7 +141,13 @@ def load_recipe(recipe: str, changes: Sequence[str] = ()) -> RunConfig:
 
 def describe(run: RunConfig) -> str:
     """The resolved recipe as YAML."""
-    return yaml.safe_dump(json.loads(json.dumps(asdict(run))), sort_keys=False)
+    return yaml.safe_dump(plain(run), sort_keys=False)
+
+
+def plain(run: RunConfig) -> dict[str, Any]:
+    """The resolved recipe as JSON has it."""
+    fields: dict[str, Any] = json.loads(json.dumps(asdict(run)))
+    return fields
 
 
 def _apply(fields: Any, change: str) -> None:

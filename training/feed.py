@@ -35,7 +35,9 @@ class Drawn:
 
     def steps(self, start: int, position: Any, world: World) -> Iterator[Sequence[Batch]]:
         if world.size > 1:
-            raise ValueError(f"stage {self.batches.config.name!r} draws its batches anew and trains on one process only")
+            raise ValueError(
+                f"stage {self.batches.config.name!r} draws its batches anew and trains on one process only"
+            )
         loader = DataLoader(
             self.batches, sampler=range(start, self.batches.config.steps), batch_size=None, **_workers(self.workers)
         )
@@ -57,12 +59,10 @@ class _Draws(Dataset[Batch]):
 
 
 class Stream(Protocol):
-    """One endless sequence of packs. Pack i from `position` on goes to process i % world, and every pack carries the
-    `position` right after it."""
-
-    def batches(
-        self, position: Any = None, rank: int = 0, world: int = 1, packs_per_step: int = 1
-    ) -> Iterator[Batch]: ...
+    def batches(self, position: Any = None, rank: int = 0, world: int = 1, packs_per_step: int = 1) -> Iterator[Batch]:
+        """One process's packs of an endless sequence: pack i of a step goes to process i % world. Each carries the
+        `position` from which the next step is read."""
+        ...
 
 
 class Packs:
@@ -74,24 +74,26 @@ class Packs:
     def steps(self, start: int, position: Any, world: World) -> Iterator[Sequence[Batch]]:
         if self.batch % world.size:
             raise ValueError(f"{self.batch} packs a step cannot be shared evenly by {world.size} processes")
-        packs = iter(
-            DataLoader(_Share(self.stream, position, world.rank, world.size), batch_size=None, **_workers(self.workers))
-        )
+        each = self.batch // world.size
+        # Workers take turns with the packs of a step, so that a position is one of all of them.
+        workers = max((n for n in range(1, self.workers + 1) if each % n == 0), default=0)
+        share = _Share(self.stream, position, world, self.batch)
+        packs = iter(DataLoader(share, batch_size=None, **_workers(workers)))
         while True:
-            yield [next(packs) for _ in range(self.batch // world.size)]
+            yield [next(packs) for _ in range(each)]
 
 
 class _Share(IterableDataset[Batch]):
     """One process's packs, in order: its workers take turns as if each were a process of its own."""
 
-    def __init__(self, stream: Stream, position: Any, rank: int, world: int) -> None:
-        self.stream, self.position, self.rank, self.world = stream, position, rank, world
+    def __init__(self, stream: Stream, position: Any, world: World, packs: int) -> None:
+        self.stream, self.position, self.rank, self.size, self.packs = stream, position, world.rank, world.size, packs
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        world = self.world * workers
-        return self.stream.batches(self.position, self.rank + self.world * number, world, world)
+        rank = self.rank + self.size * number
+        return self.stream.batches(self.position, rank, self.size * workers, self.packs)
 
 
 def _workers(count: int) -> dict[str, Any]:

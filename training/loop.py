@@ -9,7 +9,7 @@ import math
 import signal
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +21,20 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from tqdm import tqdm
 
-from training.checkpoints import Checkpoints, Progress, cut_log, kept_steps
+from mm_rwkv7.model import MMRWKV7
+from training.checkpoints import Checkpoints, cut_log
 from training.config import RunConfig, describe, plain
 from training.distributed import World
 from training.feed import Batch, Feed
 from training.logs import Log, Silent, device_peak, peak_memory
 from training.optim import Average, build_optimizer, gradient_norm, set_learning_rate
-from training.parallel import gathered, spread, synchronised
+from training.parallel import spread, synchronised, whole
 from training.settings import StageConfig
 from training.sizes import step_operations
 from training.stage import Stage
 
 ENDED = 128 + signal.SIGTERM  # the exit code of a run that was told to end
+TOLD = ("samples", "position", "faults")  # of a pack, what the model does not read
 USUAL = 0.98  # what the usual loss keeps of itself a step
 
 
@@ -49,13 +51,20 @@ class Outcome:
 
 
 def train_stage(
-    stage: Stage, config: StageConfig, run: RunConfig, feed: Feed, folder: Path, offset: int, world: World
-) -> None:
+    stage: Stage,
+    config: StageConfig,
+    run: RunConfig,
+    feed: Feed,
+    folder: Path,
+    offset: int,
+    world: World,
+    remake: Callable[[MMRWKV7], Stage],
+) -> Stage:
     """Run one stage to its end. `offset` counts the steps of the stages before it: a run numbers its steps
-    through."""
+    through. `remake` makes the same stage around another model, for one that was sharded. -> the finished stage."""
     half = autocast_wanted(run.precision, world.device)
     operations = step_operations(stage)
-    module = spread(stage, stage.model.lm, run.engine, world, half)
+    module = spread(stage, run.engine, world, half)
     optimizer = build_optimizer(stage.named_parameters(), config)
     average = Average(stage.named_parameters(), config.ema) if config.ema else None
     asynchronous = world.device.type == "cuda" if run.engine.asynchronous is None else run.engine.asynchronous
@@ -67,9 +76,7 @@ def train_stage(
     with (
         _log(folder, run, world) as log,
         _told_to_end() as told,
-        tqdm(
-            total=config.steps, initial=progress.step, desc=config.name, unit="step", disable=not world.first
-        ) as bar,
+        tqdm(total=config.steps, initial=progress.step, desc=config.name, unit="step", disable=not world.first) as bar,
     ):
         batches = feed.steps(progress.step, progress.position, world)
         for step in range(progress.step, config.steps):
@@ -93,7 +100,6 @@ def train_stage(
             optimizer.zero_grad(set_to_none=True)
             progress.step = step + 1
             progress.tokens += int(outcome.tokens)
-            progress.position = world.gather(packs[-1].get("position"))[-1]
             seconds = time.perf_counter() - tick
             record = {"step": offset + step + 1, "stage": config.name, "loss": outcome.loss, "lr": rate}
             record |= {"grad_norm": outcome.norm, "tokens": outcome.tokens, "tokens_per_s": outcome.tokens / seconds}
@@ -101,6 +107,8 @@ def train_stage(
             if peak is not None:
                 record["mfu"] = operations * outcome.tokens / seconds / (peak * world.size)
             record |= {"time": time.time() - began, **outcome.report}
+            if left_out := [fault for several in world.gather(_faults(packs)) for fault in several]:
+                record["left_out"] = left_out
             if wrong is not None:
                 record |= {"skipped": wrong, "samples": named}
             log.write(record)
@@ -108,15 +116,17 @@ def train_stage(
             bar.set_postfix(loss=f"{outcome.loss:.3f}", refresh=False)
             ending = bool(world.sum([told.signalled])[0])
             if ending or (step + 1) % run.checkpoint_every == 0 or step + 1 == config.steps:
+                progress.position = packs[-1].get("position")
                 checkpoints.save(progress)
             if ending:
                 checkpoints.finish()
                 raise SystemExit(ENDED)
     checkpoints.finish()
-    gathered(stage.model.lm)
     if average is not None:
         average.finish()
+    stage = whole(stage, remake)
     stage.finish()
+    return stage
 
 
 def _learn(
@@ -136,7 +146,7 @@ def _learn(
     for i, (pack, weight) in enumerate(zip(packs, weights, strict=True)):
         with synchronised(module, last=i + 1 == len(packs)):
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                loss, report = module(_to(pack, device))
+                loss, report = module({name: _to(value, device) for name, value in pack.items() if name not in TOLD})
             # Processes are averaged over when gradients are exchanged.
             share = weight * world.size / whole if whole else 0.0
             (loss * share if share != 1 else loss).backward()
@@ -192,6 +202,11 @@ def _samples(packs: Sequence[Batch], outcome: Outcome, world: World) -> list[str
     if not bad:
         bad = [max(every, key=lambda pack: pack[1])[2]]
     return [sample for samples in bad for sample in samples]
+
+
+def _faults(packs: Sequence[Batch]) -> list[str]:
+    """What was left out on the way to these packs."""
+    return [str(fault) for pack in packs for fault in pack.get("faults", ())]
 
 
 class _Told:

@@ -19,8 +19,9 @@ IGNORED = -100
 
 
 class PackedStage(Stage):
-    """Next-token prediction on a pack: `ids` (1, T), `targets` (1, T), the token to say after each of them or -100,
-    `cu_seqlens` (S + 1,), and the pictures and sounds that the ids have placeholders for."""
+    """Next-token prediction on a pack, as `Mixture.batches` gives it: `ids` (1, T), `targets` (1, T), the token to say
+    after each of them or -100, `cu_seqlens` (S + 1,), `pixels` and `tiles` of pictures, `windows` and `frames` of
+    sounds."""
 
     def __init__(self, model: MMRWKV7, config: StageConfig) -> None:
         super().__init__(model)
@@ -53,8 +54,9 @@ class PackedStage(Stage):
     def _read(self, batch: Mapping[str, Any]) -> Tensor:
         """-> what the head reads (1, T, D)."""
         model = self.model
-        pictures = model.encode(batch["pixels"], batch.get("tiles", ())) if "pixels" in batch else None
-        sounds = model.hear(batch["windows"], batch["frames"]) if "windows" in batch else None
+        pixels, windows = batch["pixels"], batch["windows"]
+        pictures = None if pixels is None else model.encode(pixels, batch["tiles"])
+        sounds = None if windows is None else model.hear(windows, batch["frames"])
         x = model.embed(batch["ids"], pictures, sounds)
         kind = x.device.type
         if torch.is_autocast_enabled(kind):  # left to itself, autocast casts for every product
@@ -75,9 +77,9 @@ class PackedStage(Stage):
 
     def _idle(self, batch: Mapping[str, Any]) -> Iterator[nn.Module]:
         model = self.model
-        if "pixels" not in batch:
+        if batch["pixels"] is None:
             yield from (part for part in (model.tower, model.projector, model.compressor) if part is not None)
-        if "windows" not in batch and model.sound is not None:
+        if batch["windows"] is None and model.sound is not None:
             yield model.sound
 
 

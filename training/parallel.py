@@ -8,22 +8,28 @@ linear maps in bf16, which is what autocast would make of them, and everything e
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.rwkv7 import RWKV7
 from training.distributed import World
 from training.settings import EngineConfig
+from training.stage import Stage
+
+S = TypeVar("S", bound=Stage)
 
 
-def spread(stage: nn.Module, lm: RWKV7, engine: EngineConfig, world: World, half: bool) -> nn.Module:
+def spread(stage: Stage, engine: EngineConfig, world: World, half: bool) -> nn.Module:
     """-> the module to call for a loss. The stage itself keeps its names; under FSDP2 its parameters become shards."""
+    lm = stage.model.lm
     for block in lm.blocks:
         if engine.recompute:
             block.forward = partial(_recomputed, block.forward)
@@ -43,11 +49,23 @@ def spread(stage: nn.Module, lm: RWKV7, engine: EngineConfig, world: World, half
     )
 
 
-def gathered(lm: RWKV7) -> None:
-    """Undo what `spread` did to the blocks of a stage that is not sharded."""
-    for block in lm.blocks:
+def whole(stage: S, remake: Callable[[MMRWKV7], S]) -> S:
+    """What `spread` made of a stage, undone: the stage itself, or, where it is sharded, one that `remake` makes with all
+    of its weights, on the CPU of every process."""
+    for block in stage.model.lm.blocks:
         block.__dict__.pop("forward", None)
         block._compiled_call_impl = None
+    if not isinstance(stage, FSDPModule):
+        return stage
+    tensors = {name: _full(tensor) for name, tensor in stage.state_dict().items()}
+    with torch.device("meta"):
+        again = remake(MMRWKV7(stage.model.config))
+    again.load_state_dict(tensors, assign=True)
+    return again
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,3 +36,6 @@ class Stage(nn.Module):
 
     def finish(self) -> None:
         """Called after the last step, and again if a run that was done is started anew."""
+
+    def export(self, folder: Path) -> None:
+        """Write what a finished stage leaves in the run's `folder` beside the model."""
