@@ -92,6 +92,8 @@ class RunConfig:
             self.lm_config(1)
         if self.projector is not None:
             self.projector_config(1)
+        if any(stage.kind == "state" for stage in self.stages[:-1]):
+            raise ValueError("a state belongs to the weights that it was tuned with: its stage comes last")
         for stage in self.stages:
             if stage.packed and (unknown := set(stage.data) - set(self.sources)):
                 raise ValueError(

@@ -50,8 +50,8 @@ def spread(stage: Stage, engine: EngineConfig, world: World, half: bool) -> nn.M
 
 
 def whole(stage: S, remake: Callable[[MMRWKV7], S]) -> S:
-    """What `spread` made of a stage, undone: the stage itself, or, where it is sharded, one that `remake` makes with all
-    of its weights, on the CPU of every process."""
+    """What `spread` made of a stage, undone: the stage itself, or, where it is sharded, one that `remake` makes, with
+    all of its weights, on the CPU of every process."""
     for block in stage.model.lm.blocks:
         block.__dict__.pop("forward", None)
         block._compiled_call_impl = None

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -11,6 +12,7 @@ from torch import nn
 
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Processor
 from training.adapters import LoRAStage
 from training.answer import AnswerStage
@@ -23,9 +25,9 @@ from training.hearing import SoundSource
 from training.loop import train_stage, write_config
 from training.models import build_model, continued_model, picture_side
 from training.packed import PackedStage, StateStage
-from training.packs import open_stream
+from training.packs import open_reader, open_stream
 from training.plot import plot_loss
-from training.samples import write_samples
+from training.samples import write_conversations, write_samples
 from training.settings import StageConfig
 from training.sources import SOURCES, Source
 from training.stage import Stage
@@ -67,7 +69,7 @@ def _train(run: RunConfig, world: World) -> Path:
         if world.first:
             _keep(stage, config, run, sources, folder, offset)
         world.barrier()
-    return folder / "model"
+    return folder / ("state.safetensors" if _tunes_start(run) else "model")
 
 
 def data_of(run: RunConfig) -> dict[str, AnySource]:
@@ -137,10 +139,23 @@ def _parts(model: MMRWKV7) -> dict[str, list[nn.Module]]:
 def _keep(
     stage: Stage, config: StageConfig, run: RunConfig, sources: Mapping[str, AnySource], folder: Path, step: int
 ) -> None:
-    """What a finished stage leaves: the model, what it writes beside it, the loss as a picture, a few answers."""
-    model = stage.model
-    checkpoint.save(model, folder / "model", card=f"Trained by the recipe in ../config.yaml, {step} steps.\n")
+    """What a finished stage leaves: the model, what belongs beside it, the loss as a picture, a few answers."""
+    model, state = stage.model, None
+    if not _tunes_start(run):
+        checkpoint.save(model, folder / "model", card=f"Trained by the recipe in ../config.yaml, {step} steps.\n")
     stage.export(folder)
+    if isinstance(stage, StateStage):
+        owner = run.start if _tunes_start(run) and run.start else folder / "model"
+        state = replace(stage.state(), model=Pipeline.from_pretrained(owner, device="cpu").fingerprint)
+        state.save(folder / "state.safetensors")
     plot_loss(folder)
     if config.kind == "answer":
         write_samples(model, ((name, sources[name]) for name in config.data), folder, step)
+    elif config.packed and config.kind != "text":
+        readers = {name: open_reader(name, run) for name in config.data}
+        write_conversations(model, readers, folder, step, None if state is None else replace(state, model=""))
+
+
+def _tunes_start(run: RunConfig) -> bool:
+    """Whether all that the run learns is a state for the very checkpoint that it starts with."""
+    return run.start is not None and not run.prompt and [stage.kind for stage in run.stages] == ["state"]

@@ -49,7 +49,7 @@ class StageConfig:
     l2wrap: RWKV-LM's penalty on the largest logit (see `cross_entropy`); 1e-4 there.
     schedule: after the warm-up "cosine" falls to the end, "wsd" stays, then falls along a line over the last `decay`
         of the steps.
-    ema: the running average of the trained weights forgets so much slowly (0.999); it is what the stage leaves. 0: none.
+    ema: what the running average of the trained weights keeps of itself a step (0.999); the stage leaves the average.
     """
 
     name: str

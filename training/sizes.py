@@ -1,9 +1,6 @@
 """What a stage will take before it begins: parameters, memory, operations."""
 
 from collections import defaultdict
-from collections.abc import Mapping
-
-from torch import nn
 
 from training.settings import StageConfig
 from training.stage import Stage
