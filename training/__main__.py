@@ -1,5 +1,6 @@
-"""`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]`"""
+"""`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]`, alone or under torchrun."""
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -10,24 +11,29 @@ from mm_rwkv7.command import Parser, run_command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m training", description="Train a model by a recipe.")
     parser.add_argument("recipe", help="a name in training/recipes/, or a YAML file")
-    parser.add_argument("--data", help="folder of the parquet tables (see docs/training.md)")
+    parser.add_argument("--data", help="folder of the data (see docs/training.md)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what it takes, and stop")
     return run_command(parser, arguments, _train)
 
 
 def _train(options: Namespace) -> None:
-    from training.config import describe, load_recipe
+    from mm_rwkv7.weights import choose_device
+    from training.config import load_recipe
 
     run = load_recipe(options.recipe, [*options.set, *([f"data={options.data}"] if options.data else [])])
+    device = choose_device(options.device)
     if options.dry_run:
-        print(describe(run))
+        from training.dry_run import dry_run
+
+        print(dry_run(run, device, int(os.environ.get("WORLD_SIZE", "1"))))
         return
-    from mm_rwkv7.weights import choose_device
     from training.run import train
 
-    print(train(run, choose_device(options.device)))
+    place = train(run, device)
+    if os.environ.get("RANK", "0") == "0":
+        print(place)
 
 
 if __name__ == "__main__":
