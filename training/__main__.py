@@ -1,4 +1,5 @@
-"""`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]`, alone or under torchrun."""
+"""`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]` trains, alone or under torchrun, and
+`python -m training prepare IN OUT` writes shards (`training.prepare`)."""
 
 import os
 import sys
@@ -9,13 +10,18 @@ from mm_rwkv7.command import Parser, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["prepare"]:
+        from training.prepare import main as prepare
+
+        return prepare(given[1:])
     parser = Parser(prog="python -m training", description="Train a model by a recipe.")
     parser.add_argument("recipe", help="a name in training/recipes/, or a YAML file")
     parser.add_argument("--data", help="folder of the data (see docs/training.md)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what it takes, and stop")
-    return run_command(parser, arguments, _train)
+    return run_command(parser, given, _train)
 
 
 def _train(options: Namespace) -> None:

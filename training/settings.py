@@ -107,6 +107,15 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """Where a source of conversations lies: a file or a folder (see docs/data.md), or `hf:owner/name` on the hub.
+    `folder` is where the paths in a JSON file begin."""
+
+    path: str
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """How the steps are computed; it changes how fast and where, and not what is learned.
 
