@@ -108,11 +108,12 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Where a source of conversations lies: a file or a folder (see docs/data.md), or `hf:owner/name` on the hub.
-    `folder` is where the paths in a JSON file begin."""
+    """Where a source of conversations or texts lies: a file or a folder (see docs/data.md), or `hf:owner/name` on the
+    hub. `folder` is where the paths in a JSON file begin, `column` what a table of texts is called."""
 
     path: str
     folder: str | None = None
+    column: str = "text"
 
 
 @dataclass(frozen=True)
