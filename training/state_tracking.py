@@ -1,7 +1,8 @@
-"""Can a model follow a state for longer than it was taught to? RWKV-7 with eigenvalues in (0, 1) and in (-1, 1), and attention.
+"""Can a model follow a state for longer than it was taught to? RWKV-7 with eigenvalues in (0, 1) and in (-1, 1), and
+attention.
 
-Every model learns word problems (`word_problems.py`) of up to `trained_length` letters, and is then asked about words of up to
-`tested_length`. Source of the claim: arXiv 2503.14456, sections 3 and 7.
+Every model learns word problems (`word_problems.py`) of up to `trained_length` letters, and is then asked about words
+of up to `tested_length`. Source of the claim: arXiv 2503.14456, sections 3 and 7.
 
 B words, T letters, A alphabet, G elements of the group, D width.
 """
@@ -40,8 +41,8 @@ class Task:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Tasks times seeds times MODELS. Each step trains on `batch` words, whose length grows from 4 to `trained_length` over the
-    first half of the steps. `rank` is that of all low-rank projections."""
+    """Tasks times seeds times models, some of MODELS. Each step trains on `batch` words, whose length grows from 4 to
+    `trained_length` over the first half of the steps. `rank` is that of all low-rank projections."""
 
     run: str
     tasks: tuple[Task, ...]
@@ -54,6 +55,7 @@ class StudyConfig:
     batch: int
     learning_rate: float
     study: str = "state_tracking"
+    models: tuple[str, ...] = MODELS
     tested_words: int = 256
 
     def __post_init__(self) -> None:
@@ -69,8 +71,8 @@ class StudyConfig:
 
 
 class Attention(nn.Module):
-    """The baseline: causal `nn.TransformerEncoder` layers. Positions are sinusoids without parameters; training shifts each
-    batch to a random place, so that at no tested length the model meets a position that it has never seen."""
+    """The baseline: causal `nn.TransformerEncoder` layers. Positions are sinusoids without parameters; training shifts
+    each batch to a random place, so that at no tested length the model meets a position that it has never seen."""
 
     def __init__(self, letters: int, answers: int, width: int, layers: int, heads: int, longest: int) -> None:
         super().__init__()
@@ -130,7 +132,9 @@ def build_model(name: str, task: Task, config: StudyConfig) -> nn.Module:
     )
 
 
-def train(model: nn.Module, problem: WordProblem, task: Task, config: StudyConfig, seed: int) -> Iterator[dict[str, float]]:
+def train(
+    model: nn.Module, problem: WordProblem, task: Task, config: StudyConfig, seed: int
+) -> Iterator[dict[str, float]]:
     """Yields what each step came to."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     model.train()
@@ -152,8 +156,8 @@ def train(model: nn.Module, problem: WordProblem, task: Task, config: StudyConfi
 
 @torch.no_grad()
 def test(model: nn.Module, problem: WordProblem, config: StudyConfig) -> list[float]:
-    """The share of right answers after each letter (tested_length,) of words that no training drew (odd seeds). What is said
-    after letter t is what is said about words of t letters."""
+    """The share of right answers after each letter (tested_length,) of words that no training drew (odd seeds). What is
+    said after letter t is what is said about words of t letters."""
     model.eval()
     right = torch.zeros(config.tested_length)
     parts = max(1, config.tested_words // 32)
@@ -176,8 +180,8 @@ def load(path: str | Path, changes: Iterable[tuple[str, Any]] = ()) -> StudyConf
 
 
 def run(config: StudyConfig) -> Path:
-    """Every model on every task and seed, each a line in `results.jsonl`; what has its line is not done again. Returns the
-    plot."""
+    """Every model on every task and seed, each a line in `results.jsonl`; what has its line is not done again. Returns
+    the plot."""
     folder = Path(config.run)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
@@ -185,7 +189,7 @@ def run(config: StudyConfig) -> Path:
     results = {key(result): result for result in map(json.loads, done)}
     for seed in config.seeds:
         for task in config.tasks:
-            for name in MODELS:
+            for name in config.models:
                 wanted = {"model": name, "seed": seed, "task": asdict(task)}
                 if key(wanted) in results:
                     continue
@@ -200,7 +204,9 @@ def one(name: str, task: Task, config: StudyConfig, seed: int) -> dict[str, Any]
     problem = WordProblem.of(task.name, task.alphabet)
     model = build_model(name, task, config)
     began = time.perf_counter()
-    bar = tqdm(train(model, problem, task, config, seed), f"{task.name} {name} {seed}", total=task.steps, mininterval=10)
+    bar = tqdm(
+        train(model, problem, task, config, seed), f"{task.name} {name} {seed}", total=task.steps, mininterval=10
+    )
     losses = []
     for record in bar:
         losses.append(round(record["loss"], 4))

@@ -1,9 +1,10 @@
-"""Word problems of permutation groups: read one permutation after another, and say after each what all of them together do.
+"""Word problems of permutation groups: read one permutation after another, and say after each what all of them together
+do.
 
-G elements of the group, A letters of the alphabet, B words, T letters a word. `parity` is the group of two elements: the
-number of swaps so far, even or odd. S5 is the smallest symmetric group that is not solvable, and its word problem is
-complete for NC1, beyond what attention of fixed depth computes at every length (arXiv 2404.08819; 2503.14456, section 3).
-"""
+G elements of the group, A letters of the alphabet, B words, T letters a word. `parity` is the group of two elements:
+the number of swaps so far, even or odd. S5 is the smallest symmetric group that is not solvable, and its word problem
+is complete for NC1, beyond what attention of fixed depth computes at every length (arXiv 2404.08819; 2503.14456,
+section 3)."""
 
 from dataclasses import dataclass
 from itertools import permutations
