@@ -54,6 +54,7 @@ class StudyConfig:
     tested_length: int
     batch: int
     learning_rate: float
+    attention_learning_rate: float
     study: str = "state_tracking"
     models: tuple[str, ...] = MODELS
     tested_words: int = 256
@@ -136,14 +137,15 @@ def train(
     model: nn.Module, problem: WordProblem, task: Task, config: StudyConfig, seed: int
 ) -> Iterator[dict[str, float]]:
     """Yields what each step came to."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    peak = config.attention_learning_rate if isinstance(model, Attention) else config.learning_rate
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
     model.train()
     for step in range(task.steps):
         progress = (step + 1) / task.steps
         length = round(4 + (config.trained_length - 4) * min(1.0, 2 * progress))
         letters, products = problem.sample(config.batch, length, seed=2 * (seed * task.steps + step))
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (step + 1) / 50, 2 * (1 - progress) + 0.01)
+            group["lr"] = peak * min(1.0, (step + 1) / 50, 2 * (1 - progress) + 0.01)
         logits = model(letters)
         loss = F.cross_entropy(logits.flatten(0, 1), products.flatten())
         optimizer.zero_grad()
