@@ -1,13 +1,12 @@
 """RWKV-7 "Goose" (x070), as published in arXiv 2503.14456 and in the World / Pile / G1 checkpoints.
 
-Letters: B batch, T time, D width, H heads, N head size (D = H * N), V vocabulary.
+Letters: B batch, T time, D width, H heads, N head size (D = H * N), V vocabulary, S sequences that lie in one row.
 """
 
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,9 @@ from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.language import language_model
 from mm_rwkv7.interop.sizes import sizes
 from mm_rwkv7.linear import Linear
-from mm_rwkv7.ops import linear, squared_relu, wkv7
+from mm_rwkv7.ops import count_sequences, linear, squared_relu, wkv7
 from mm_rwkv7.state import LayerState, State
+from mm_rwkv7.token_shift import Neighbours, Sequences, token_shift
 from mm_rwkv7.typed import build
 from mm_rwkv7.weights import INT8, choose_device, choose_dtype, load_strictly, locate
 
@@ -73,33 +73,6 @@ class RWKV7Config:
         return self.ffn_width or 4 * self.width
 
 
-class Neighbours(NamedTuple):
-    """Where each token's predecessor lies when some steps are padding; indices count the carried token as 0."""
-
-    previous: Tensor  # (B, T, 1)
-    last: Tensor  # (B, 1, 1)
-    mask: Tensor  # (B, T, 1) bool, False where padded
-
-    @classmethod
-    def of(cls, mask: Tensor) -> "Neighbours":
-        """mask: (B, T) bool, True at real tokens."""
-        positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-        latest = torch.where(mask, positions, 0).cummax(dim=1).values  # (B, T) the newest real token so far
-        previous = F.pad(latest[:, :-1], (1, 0))
-        return cls(previous[..., None], latest[:, -1:, None], mask[..., None])
-
-
-def token_shift(x: Tensor, carried: Tensor, neighbours: Neighbours | None) -> tuple[Tensor, Tensor]:
-    """x (B, T, D), carried (B, D) -> (x_{t-1} - x_t, the token to carry on)."""
-    if neighbours is None:
-        previous = torch.cat([carried[:, None].to(x.dtype), x[:, :-1]], dim=1)
-        return previous - x, x[:, -1].clone()  # a view would keep all of x alive in the state
-    line = torch.cat([carried[:, None].to(x.dtype), x], dim=1)
-    width = x.shape[-1]
-    previous = line.gather(1, neighbours.previous.expand(-1, -1, width))
-    return previous - x, line.gather(1, neighbours.last.expand(-1, -1, width))[:, 0]
-
-
 class TimeMix(nn.Module):
     """The attention-free token mixer: a matrix-valued state per head, updated by a generalised delta rule."""
 
@@ -145,7 +118,7 @@ class TimeMix(nn.Module):
         self.ln_x = nn.GroupNorm(H, D, eps=N * 1e-5)
 
     def forward(
-        self, x: Tensor, state: LayerState, v_first: Tensor | None, neighbours: Neighbours | None
+        self, x: Tensor, state: LayerState, v_first: Tensor | None, neighbours: Neighbours | Sequences | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x (B, T, D) -> (out (B, T, D), wkv state, token to carry, the first layer's values)."""
         B, T, D = x.shape
@@ -169,12 +142,13 @@ class TimeMix(nn.Module):
         kappa = F.normalize((k * k_k).view(heads).float(), dim=-1, eps=1e-12)
         k = k * torch.addcmul(1 - k_a, iclr, k_a)  # k (1 + (iclr - 1) k_a)
         b = kappa * (iclr * self.config.iclr_multiplier).view(heads)
-        if neighbours is not None:
+        if isinstance(neighbours, Neighbours):
             log_w, k = (t.masked_fill(~neighbours.mask, 0) for t in (log_w, k))
             b = b.masked_fill(~neighbours.mask[..., None], 0)
 
         r, log_w, k, v = (t.view(heads) for t in (r, log_w, k, v))
-        y, wkv = wkv7(r, log_w, k, v, -kappa.to(r.dtype), b.to(r.dtype), state.wkv)
+        ends = neighbours.cu_seqlens if isinstance(neighbours, Sequences) else None
+        y, wkv = wkv7(r, log_w, k, v, -kappa.to(r.dtype), b.to(r.dtype), state.wkv, ends)
         y = self.ln_x(y.reshape(B * T, D)).view(B, T, D)
         bonus = (r * k * r_k).sum(-1, keepdim=True) * v
         return self.output((y + bonus.view(B, T, D)) * gate), wkv, carried, v_first
@@ -189,7 +163,7 @@ class ChannelMix(nn.Module):
         self.key = Linear(config.width, config.hidden)
         self.value = Linear(config.hidden, config.width)
 
-    def forward(self, x: Tensor, carried: Tensor, neighbours: Neighbours | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, carried: Tensor, neighbours: Neighbours | Sequences | None) -> tuple[Tensor, Tensor]:
         """x (B, T, D) -> (out (B, T, D), token to carry)."""
         dx, carried = token_shift(x, carried, neighbours)
         k = squared_relu(self.key(torch.addcmul(x, dx, self.x_k.to(x.dtype))))
@@ -205,7 +179,7 @@ class Block(nn.Module):
         self.channel_mix = ChannelMix(config)
 
     def forward(
-        self, x: Tensor, state: LayerState, v_first: Tensor | None, neighbours: Neighbours | None
+        self, x: Tensor, state: LayerState, v_first: Tensor | None, neighbours: Neighbours | Sequences | None
     ) -> tuple[Tensor, LayerState, Tensor]:
         mixed, wkv, att_shift, v_first = self.time_mix(self.ln1(x), state, v_first, neighbours)
         x = x + mixed
@@ -257,14 +231,16 @@ class RWKV7(nn.Module):
         *,
         x: Tensor | None = None,
         mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """ids (B, T) integers, or x (B, T, D) from `embed`; mask (B, T), False at padded steps, which change
-        nothing. -> (logits (B, T, V) fp32, state after the last real token)."""
+        nothing; cu_seqlens (S + 1,) as `hidden` takes them. -> (logits (B, T, V) fp32, state after the last real
+        token)."""
         if ids is not None and x is None:
             x = self.embed(ids)
         elif x is None or ids is not None:
             raise ValueError("expected either ids or x, got both or neither")
-        hidden, state = self.hidden(x, state, mask)
+        hidden, state = self.hidden(x, state, mask, cu_seqlens)
         return self.head(hidden).float(), state
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -272,17 +248,31 @@ class RWKV7(nn.Module):
         x: Tensor = self.emb(ids)
         return x
 
-    def hidden(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        """x (B, T, D) -> (what the head reads (B, T, D), state)."""
+    def hidden(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """x (B, T, D) -> (what the head reads (B, T, D), state).
+
+        cu_seqlens (S + 1,): integers from 0 to T. B is 1, S sequences lie one after another and know nothing of each
+        other, any of them may be empty, and the states are those of S rows. On a GPU its values are not looked at.
+        """
         if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != self.config.width:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, T >= 1, {self.config.width})")
+        rows, time = x.shape[:2]
+        neighbours: Neighbours | Sequences | None = None
+        if cu_seqlens is not None:
+            if mask is not None:
+                raise ValueError("expected either mask or cu_seqlens, got both")
+            rows = count_sequences(cu_seqlens, rows, time)
+            neighbours = Sequences.of(cu_seqlens.to(x.device), time)
+        elif mask is not None:
+            if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+                raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected torch.bool {tuple(x.shape[:2])}")
+            neighbours = Neighbours.of(mask)
         if state is None:
-            state = self.initial_state(x.shape[0])
+            state = self.initial_state(rows)
         else:
-            self.check_state(state, x.shape[0])
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
-            raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected torch.bool {tuple(x.shape[:2])}")
-        neighbours = None if mask is None else Neighbours.of(mask)
+            self.check_state(state, rows)
         x = self.ln0(x)
         v_first = None
         layers = []

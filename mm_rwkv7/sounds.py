@@ -227,6 +227,12 @@ def resample(blocks: Iterator[Tensor], source_rate: int, rate: int) -> Iterator[
         yield out[context * target :][: -(-left * target // source)].clone()
 
 
+def resampled(samples: int, source_rate: int, rate: int) -> int:
+    """How many samples `resample` gives for so many."""
+    source, target = _ratio(source_rate, rate)
+    return -(-samples * target // source)
+
+
 def _ratio(source_rate: int, rate: int) -> tuple[int, int]:
     shared = math.gcd(source_rate, rate)
     if (source_rate // shared) * (rate // shared) > LARGEST_RATIO:

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
-from training.config import StageConfig
+from training.settings import StageConfig
 
 
 def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], stage: StageConfig) -> AdamW:
@@ -38,16 +40,47 @@ def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], stage: Stage
 
 
 def set_learning_rate(optimizer: AdamW, stage: StageConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to the final share; returns the rate set for this step (from 0)."""
-    progress = min(1.0, max(0, step - stage.warmup) / max(1, stage.steps - stage.warmup))
-    low = stage.final_learning_rate
-    share = low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
-    rate = stage.learning_rate * min(1.0, (step + 1) / max(1, stage.warmup)) * share
+    """Set the rate of this step (from 0) and return it."""
+    rate = stage.learning_rate * min(1.0, (step + 1) / max(1, stage.warmup)) * _share(stage, step)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
     return rate
 
 
+def _share(stage: StageConfig, step: int) -> float:
+    """Of the peak, after the warm-up: a cosine down to the final share, or a plateau and then a line."""
+    low = stage.final_learning_rate
+    if stage.schedule == "wsd":
+        falling = max(1.0, stage.decay * stage.steps)
+        return 1 - (1 - low) * max(0.0, step - (stage.steps - falling)) / falling
+    progress = min(1.0, max(0, step - stage.warmup) / max(1, stage.steps - stage.warmup))
+    return low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
+
+
 def gradient_norm(parameters: Iterable[Tensor], limit: float) -> float:
     """Clip the gradients to a total norm of `limit`; returns the norm before clipping."""
-    return float(nn.utils.clip_grad_norm_(parameters, limit))
+    norm = nn.utils.clip_grad_norm_(parameters, limit)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+class Average:
+    """The running average of what a stage trains: every step moves it by a share of 1 - `decay`, and more in the
+    beginning, when it has little to forget."""
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
+        self.decay = decay
+        self.now = {name: parameter for name, parameter in parameters if parameter.requires_grad}
+        self.mean = {name: parameter.detach().clone() for name, parameter in self.now.items()}
+
+    @torch.no_grad()
+    def take(self, step: int) -> None:
+        """Take in the weights that step number `step` (from 0) left."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        for name, mean in self.mean.items():
+            mean.lerp_(self.now[name].detach(), share)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Give the parameters the average."""
+        for name, mean in self.mean.items():
+            self.now[name].copy_(mean)

@@ -41,7 +41,7 @@ def wkv7(
     """
     inputs = (r, log_w, k, v, a, b)
     _check_inputs(inputs)
-    rows = len(r) if cu_seqlens is None else _count_sequences(cu_seqlens, r)
+    rows = len(r) if cu_seqlens is None else count_sequences(cu_seqlens, r.shape[0], r.shape[1])
     _check_state(inputs, state, rows)
     if r.numel() == 0:
         return _no_step(inputs, state, rows)
@@ -162,14 +162,15 @@ def _check_state(inputs: Inputs, state: Tensor | None, rows: int) -> None:
         raise ValueError(f"wkv7: state is {state.dtype}, expected float32")
 
 
-def _count_sequences(cu_seqlens: Tensor, r: Tensor) -> int:
-    if len(r) != 1:
-        raise ValueError(f"wkv7: cu_seqlens was given with B = {len(r)}, expected B = 1")
+def count_sequences(cu_seqlens: Tensor, rows: int, time: int) -> int:
+    """How many sequences lie in `rows` (which must be 1) of so many steps. ValueError where `cu_seqlens` cannot be."""
+    if rows != 1:
+        raise ValueError(f"cu_seqlens was given with B = {rows}, expected B = 1")
     if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
         found = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
-        raise ValueError(f"wkv7: cu_seqlens is {found}, expected integers of shape (S + 1,)")
+        raise ValueError(f"cu_seqlens is {found}, expected integers of shape (S + 1,)")
     if cu_seqlens.device.type == "cpu" and not _is_watched((cu_seqlens,)):
         ends = cu_seqlens.tolist()
-        if ends[0] != 0 or ends[-1] != r.shape[1] or ends != sorted(ends):
-            raise ValueError(f"wkv7: cu_seqlens is {ends}, expected it to rise from 0 to T = {r.shape[1]}")
+        if ends[0] != 0 or ends[-1] != time or ends != sorted(ends):
+            raise ValueError(f"cu_seqlens is {ends}, expected it to rise from 0 to T = {time}")
     return len(cu_seqlens) - 1

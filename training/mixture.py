@@ -1,0 +1,237 @@
+"""Conversations of several sources in one endless stream of packs, the same for every number of ranks and workers.
+
+Letters: T tokens of a pack, S sequences in it, I pictures (or tiles), W windows of sounds.
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import accumulate, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from encoders.protocol import Pixels, join
+from mm_rwkv7.processor import Picture, Processor
+from training.conversations import Fault, Position, Reader
+from training.media import at_hand
+from training.packing import Sample, TooLongError, pack, tokenize
+
+IGNORED = -100  # F.cross_entropy's own
+WINDOW = 64  # packs that are filled together
+FEW = 100  # samples that are seen before their broken share says anything
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Samples that lie in one row, what was left out on the way to it, and the position right after it."""
+
+    samples: list[Sample]
+    faults: list[Fault]
+    position: Position
+
+
+class Mixture:
+    """Draws conversations from `sources` by `weights`, as many samples of each relative to the others, and lays them
+    into packs of `context` tokens. Every source is gone through epoch by epoch.
+
+    The stream of packs follows from the sources' files, weights, seed and `window` alone. As many samples as fill
+    `window` packs are drawn at a time and laid into them so that little stays empty; a larger window wastes less and
+    mixes better, and takes longer to go on from a position.
+
+    A conversation that is too long keeps the turns whose answers fit. One that has no such turn is left out, and so is
+    one that cannot be read. More than `broken_share` of samples that cannot be read is an error.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Reader],
+        weights: Mapping[str, float],
+        processor: Processor,
+        context: int,
+        seed: int = 0,
+        *,
+        window: int = WINDOW,
+        broken_share: float = 0.01,
+    ) -> None:
+        if sources.keys() != weights.keys():
+            raise ValueError(f"there are weights for {sorted(weights)}, expected them for {sorted(sources)}")
+        if not weights or min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(f"the weights are {dict(weights)}, expected some above 0 and none below")
+        if context < 1 or window < 1:
+            raise ValueError(f"context is {context} and window {window}, expected at least 1")
+        if not 0 <= broken_share <= 1:
+            raise ValueError(f"broken_share is {broken_share}, expected 0 to 1")
+        self.sources = {name: sources[name] for name in sorted(sources) if weights[name] > 0}
+        total = sum(weights.values())
+        self._shares = list(accumulate(weights[name] / total for name in self.sources))
+        self.processor = processor
+        self.context = context
+        self.seed = seed
+        self.window = window
+        self.broken_share = broken_share
+        self.seen = 0
+        self.broken = 0
+
+    def batches(
+        self, position: Position = None, rank: int = 0, world: int = 1, packs_per_step: int = 1
+    ) -> Iterator[dict[str, Any]]:
+        """The packs of one rank for ever, beginning at `position`, a batch's own.
+
+        `packs_per_step` counts those of all ranks together; pack i of a step goes to rank i % world. A batch holds
+        `ids` (1, T), `targets` (1, T): the token to say after each where that is part of an answer, else -100,
+        `cu_seqlens` (S + 1,) int32, whose last sequence is padding where the pack is not full, `pixels` of all pictures
+        with `tiles` of each, `windows` and `frames` of all sounds, None without any; `samples`, their ids; `tokens`
+        without padding; `faults`, what was left out on the way; and `position`, where the next step begins.
+        """
+        if packs_per_step < 1 or packs_per_step % world or not 0 <= rank < world:
+            raise ValueError(
+                f"rank {rank} of {world} takes from steps of {packs_per_step} packs, expected a multiple of {world}"
+            )
+        packs = self._packs(position)
+        while True:
+            step = list(islice(packs, packs_per_step))
+            for taken in step[rank::world]:
+                yield {**self._read(taken), "position": step[-1].position}
+
+    def _packs(self, position: Position) -> Iterator[Pack]:
+        position = self._start() if position is None else self._checked(position)
+        done = position["pack"]
+        start = {**position, "pack": 0}
+        for samples, faults, end in self._windows(start):
+            packs = pack([len(sample.ids) for sample in samples], self.context)
+            random.Random(f"{self.seed} packs {start['drawn']}").shuffle(packs)
+            for number, indices in enumerate(packs[done:], start=done + 1):
+                after = end if number == len(packs) else {**start, "pack": number}
+                yield Pack([samples[i] for i in indices], faults if number == 1 else [], after)
+            start, done = end, 0
+
+    def _start(self) -> dict[str, Any]:
+        return {"drawn": 0, "sources": dict.fromkeys(self.sources), "pack": 0}
+
+    def _checked(self, position: Position) -> dict[str, Any]:
+        if position["sources"].keys() != self.sources.keys():
+            raise ValueError(
+                f"the position is one in {sorted(position['sources'])}, the data is {sorted(self.sources)}"
+            )
+        return dict(position)
+
+    def _windows(self, start: dict[str, Any]) -> Iterator[tuple[list[Sample], list[Fault], dict[str, Any]]]:
+        """As many samples as fill a window, what was left out between them, and where the next window begins."""
+        room = self.window * self.context
+        samples: list[Sample] = []
+        faults: list[Fault] = []
+        length, before, idle = 0, start, 0
+        for drawn, after in self._draws(start):
+            if isinstance(drawn, Fault):
+                faults.append(drawn)
+                idle += 1
+                if idle == FEW * len(self.sources):
+                    raise ValueError(f"none of the last {idle} samples can be used, the last one: {drawn}")
+            else:
+                idle = 0
+                if length + len(drawn.ids) > room:
+                    yield samples, faults, before
+                    samples, faults, length = [], [], 0
+                samples.append(drawn)
+                length += len(drawn.ids)
+            before = after
+
+    def _draws(self, start: dict[str, Any]) -> Iterator[tuple[Sample | Fault, dict[str, Any]]]:
+        """Every sample that is drawn, with the position right after it."""
+        streams = {name: reader.stream(self.seed, start["sources"][name]) for name, reader in self.sources.items()}
+        names, number, places = list(self.sources), start["drawn"], start["sources"]
+        while True:
+            name = names[self._choice(number)]
+            drawn, place = next(streams[name])
+            number, places = number + 1, {**places, name: place}
+            if isinstance(drawn, Fault):
+                self._count_broken(drawn)
+            else:
+                try:
+                    drawn = tokenize(self.processor, drawn, self.context)
+                except TooLongError as error:
+                    drawn = Fault(drawn.id, drawn.source, str(error))
+                except ValueError as error:
+                    drawn = Fault(drawn.id, drawn.source, str(error))
+                    self._count_broken(drawn)
+            yield drawn, {"drawn": number, "sources": places, "pack": 0}
+
+    def _choice(self, number: int) -> int:
+        """Which source the sample of this number comes from."""
+        digest = blake2b(f"{self.seed} {number}".encode(), digest_size=8).digest()
+        point = int.from_bytes(digest, "little") / 2**64
+        return next((i for i, end in enumerate(self._shares) if point < end), len(self._shares) - 1)
+
+    def _count_broken(self, fault: Fault) -> None:
+        self.seen += 1
+        self.broken += 1
+        if self.broken > self.broken_share * max(self.seen, FEW):
+            raise ValueError(
+                f"{self.broken} of {self.seen} samples cannot be read, more than {self.broken_share:.2%}; "
+                f"the last one: {fault}"
+            )
+
+    def _read(self, taken: Pack) -> dict[str, Any]:
+        """The pack with its pictures and sounds; a sample whose own cannot be read is left out of it."""
+        kept: list[Sample] = []
+        faults = list(taken.faults)
+        pixels: list[Pixels] = []
+        tiles: list[int] = []
+        windows: list[tuple[Tensor, int]] = []
+        for sample in taken.samples:
+            try:
+                seen, heard = self._media(sample)
+            except ValueError as error:
+                faults.append(Fault(sample.conversation.id, sample.conversation.source, str(error)))
+                self._count_broken(faults[-1])
+                continue
+            self.seen += 1
+            kept.append(sample)
+            pixels += seen
+            tiles += [len(picture if isinstance(picture, Tensor) else picture[0]) for picture in seen]
+            windows += heard
+        return self._laid_out(kept) | {
+            "pixels": join(pixels) if pixels else None,
+            "tiles": tuple(tiles),
+            "windows": torch.stack([window for window, _ in windows]) if windows else None,
+            "frames": torch.tensor([frames for _, frames in windows]) if windows else None,
+            "faults": faults,
+        }
+
+    def _media(self, sample: Sample) -> tuple[list[Pixels], list[tuple[Tensor, int]]]:
+        pixels, windows = [], []
+        for medium, size in zip(sample.media, sample.sizes, strict=True):
+            source = at_hand(medium.source)
+            if isinstance(medium, Picture):
+                pixels.append(self.processor.pixels(source))
+                continue
+            sound = self.processor.sound(source)
+            if sound.samples != size:
+                raise ValueError(f"the sound has {sound.samples} samples, its header says {size}")
+            assert self.processor.sound_tokens is not None
+            windows += self.processor.sound_tokens.frontend.windows(sound.blocks())
+        return pixels, windows
+
+    def _laid_out(self, samples: list[Sample]) -> dict[str, Any]:
+        ids = torch.full((1, self.context), self.processor.tokenizer.end_id)
+        targets = torch.full((1, self.context), IGNORED)
+        ends = [0]
+        for sample in samples:
+            begin = ends[-1]
+            ends.append(begin + len(sample.ids))
+            ids[0, begin : ends[-1]] = torch.tensor(sample.ids)
+            for first, last in sample.answers:
+                targets[0, begin + first - 1 : begin + last - 1] = ids[0, begin + first : begin + last]
+        tokens = ends[-1]
+        if tokens < self.context:
+            ends.append(self.context)
+        return {
+            "ids": ids,
+            "targets": targets,
+            "cu_seqlens": torch.tensor(ends, dtype=torch.int32),
+            "samples": [sample.conversation.id for sample in samples],
+            "tokens": tokens,
+        }
