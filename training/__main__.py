@@ -18,11 +18,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: Namespace) -> None:
-    from training.config import describe, load_recipe
+    from training.config import RunConfig, describe, load_any
 
-    run = load_recipe(options.recipe, [*options.set, *([f"data={options.data}"] if options.data else [])])
+    run = load_any(options.recipe, [*options.set, *([f"data={options.data}"] if options.data else [])])
     if options.dry_run:
         print(describe(run))
+        return
+    if not isinstance(run, RunConfig):
+        from training.state_tracking import run_study
+
+        print(run_study(run))
         return
     from mm_rwkv7.weights import choose_device
     from training.run import train

@@ -10,65 +10,20 @@ B words, T letters, A alphabet, G elements of the group, D width.
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from mm_rwkv7.initialisation import initialise
 from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config
-from mm_rwkv7.typed import build
+from training.study import StudyConfig, Task
 from training.word_problems import WordProblem
-
-MODELS = ("rwkv7 x1", "rwkv7 x2", "attention")  # what the in-context learning rate is multiplied by
-
-
-@dataclass(frozen=True)
-class Task:
-    """A word problem, and what is trained on it. `alphabet`: see `WordProblem.of`."""
-
-    name: str
-    alphabet: str
-    layers: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """Tasks times seeds times models, some of MODELS. Each step trains on `batch` words, whose length grows from 4 to
-    `trained_length` over the first half of the steps. `rank` is that of all low-rank projections."""
-
-    run: str
-    tasks: tuple[Task, ...]
-    seeds: tuple[int, ...]
-    width: int
-    head_size: int
-    rank: int
-    trained_length: int
-    tested_length: int
-    batch: int
-    learning_rate: float
-    attention_learning_rate: float
-    study: str = "state_tracking"
-    models: tuple[str, ...] = MODELS
-    tested_words: int = 256
-
-    def __post_init__(self) -> None:
-        if not 4 <= self.trained_length < self.tested_length:
-            raise ValueError(
-                f"words of {self.trained_length} letters are trained and of {self.tested_length} tested, "
-                "expected at least 4, and more"
-            )
-
-    def lengths(self) -> list[int]:
-        """Of the words that the results tell about: powers of two from 4 on."""
-        return [2**i for i in range(2, 32) if 2**i <= self.tested_length]
 
 
 class Attention(nn.Module):
@@ -157,7 +112,7 @@ def train(
 
 
 @torch.no_grad()
-def test(model: nn.Module, problem: WordProblem, config: StudyConfig) -> list[float]:
+def evaluate(model: nn.Module, problem: WordProblem, config: StudyConfig) -> list[float]:
     """The share of right answers after each letter (tested_length,) of words that no training drew (odd seeds). What is
     said after letter t is what is said about words of t letters."""
     model.eval()
@@ -169,67 +124,96 @@ def test(model: nn.Module, problem: WordProblem, config: StudyConfig) -> list[fl
     return (right / parts).tolist()
 
 
-def at(accuracy: list[float], length: int) -> float:
+def at(accuracy: Sequence[float], length: int) -> float:
     """Accuracy on words of about `length` letters: the mean over its last eighth, which many words make certain."""
     window = accuracy[length - max(1, length // 8) : length]
     return sum(window) / len(window)
 
 
-def load(path: str | Path, changes: Iterable[tuple[str, Any]] = ()) -> StudyConfig:
-    fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    config: StudyConfig = build(StudyConfig, {**fields, **dict(changes)}, "recipe")
-    return config
-
-
-def run(config: StudyConfig) -> Path:
-    """Every model on every task and seed, each a line in `results.jsonl`; what has its line is not done again. Returns
-    the plot."""
+def run_study(config: StudyConfig) -> str:
+    """Train and test every model on every task with every seed. Each becomes a line of `results.jsonl` in the run's
+    folder, and what has its line is not done again; `accuracy.png` is drawn anew after each. Returns the table of
+    accuracies."""
     folder = Path(config.run)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
-    done = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    results = {key(result): result for result in map(json.loads, done)}
-    for seed in config.seeds:
-        for task in config.tasks:
-            for name in config.models:
-                wanted = {"model": name, "seed": seed, "task": asdict(task)}
-                if key(wanted) in results:
-                    continue
-                result = wanted | one(name, task, config, seed)
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(result) + "\n")
-    return path
+    wanted = [
+        {"model": model, "seed": seed, "task": asdict(task), "settings": config.settings()}
+        for seed in config.seeds
+        for task in config.tasks
+        for model in config.models
+    ]
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    done = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have torn the last one
+    results = [result for result in done if {name: result.get(name) for name in wanted[0]} in wanted]
+    for run in wanted:
+        if not any(run.items() <= result.items() for result in results):
+            results.append({**run, **_one(run["model"], Task(**run["task"]), config, run["seed"])})
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+        plot(results, config, folder / "accuracy.png")
+    return table(results, config)
 
 
-def one(name: str, task: Task, config: StudyConfig, seed: int) -> dict[str, Any]:
+def _one(name: str, task: Task, config: StudyConfig, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     problem = WordProblem.of(task.name, task.alphabet)
     model = build_model(name, task, config)
     began = time.perf_counter()
-    bar = tqdm(
-        train(model, problem, task, config, seed), f"{task.name} {name} {seed}", total=task.steps, mininterval=10
-    )
     losses = []
-    for record in bar:
-        losses.append(round(record["loss"], 4))
-        bar.set_postfix({k: f"{v:.3g}" for k, v in record.items()}, refresh=False)
+    with tqdm(total=task.steps, desc=f"{task.name}, {name}, seed {seed}", unit="step", mininterval=1) as bar:
+        for record in train(model, problem, task, config, seed):
+            losses.append(round(record["loss"], 4))
+            bar.update()
+            bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{record['accuracy']:.2f}", refresh=False)
     seconds = time.perf_counter() - began
-    accuracy = test(model, problem, config)
-    told = {length: round(at(accuracy, length), 4) for length in config.lengths()}
-    print(name, task, seed, f"{seconds:.0f} s", told, flush=True)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(seconds, 1),
         "losses": losses[:: max(1, len(losses) // 100)],
-        "accuracy": [round(value, 4) for value in accuracy],
+        "accuracy": [round(value, 4) for value in evaluate(model, problem, config)],
     }
 
 
-def key(result: dict[str, Any]) -> str:
-    return json.dumps([result["model"], result["seed"], result["task"]], sort_keys=True)
+def _curves(results: Sequence[dict[str, Any]], task: Task, model: str) -> list[list[float]]:
+    return [run["accuracy"] for run in results if (run["task"], run["model"]) == (asdict(task), model)]
 
 
-if __name__ == "__main__":
-    import sys
+def table(results: Sequence[dict[str, Any]], config: StudyConfig) -> str:
+    """Accuracy by length as Markdown, in percent: the seeds' mean, and their lowest and highest where they differ."""
+    lengths = config.lengths()
+    lines = ["| task | model | " + " | ".join(map(str, lengths)) + " |", "|---" * (len(lengths) + 2) + "|"]
+    for task in config.tasks:
+        for model in config.models:
+            curves = _curves(results, task, model)
+            cells = []
+            for length in lengths:
+                found = sorted(100 * at(curve, length) for curve in curves)
+                spread = f" ({found[0]:.0f} to {found[-1]:.0f})" if found and found[-1] - found[0] >= 1 else ""
+                cells.append(f"{sum(found) / len(found):.0f}{spread}" if found else "-")
+            lines.append(f"| {task.name} | {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
-    run(load(sys.argv[1]))
+
+def plot(results: Sequence[dict[str, Any]], config: StudyConfig, path: Path) -> None:
+    """Accuracy by length, a panel a task, a line a seed; the trained lengths are grey, the dotted line is a guess."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(config.tasks), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(config.tasks), sharey=True, squeeze=False)[0]
+    lengths = sorted({round(2 ** (i / 4)) for i in range(8, 80) if 2 ** (i / 4) <= config.tested_length})
+    for panel, task in zip(panels, config.tasks, strict=True):
+        _, answers = WordProblem.of(task.name, task.alphabet).table.shape
+        panel.set(title=f"{task.name}, {task.layers} layer{'s' * (task.layers > 1)}", xlabel="letters", ylim=(0, 1.03))
+        panel.set_xscale("log", base=2)
+        panel.axvspan(lengths[0], config.trained_length, color="0.92")
+        panel.axhline(1 / answers, color="0.5", linestyle=":", linewidth=1)
+        for number, model in enumerate(config.models):
+            for i, curve in enumerate(_curves(results, task, model)):
+                told = [at(curve, length) for length in lengths]
+                panel.plot(lengths, told, color=f"C{number}", label=None if i else model, linewidth=1.5)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy")
+    if panels[0].lines[1:]:
+        panels[0].legend(loc="lower left")
+    figure.savefig(path, dpi=110)

@@ -4,7 +4,8 @@ do.
 G elements of the group, A letters of the alphabet, B words, T letters a word. `parity` is the group of two elements:
 the number of swaps so far, even or odd. S5 is the smallest symmetric group that is not solvable, and its word problem
 is complete for NC1, beyond what attention of fixed depth computes at every length (arXiv 2404.08819; 2503.14456,
-section 3)."""
+section 3).
+"""
 
 from dataclasses import dataclass
 from itertools import permutations
@@ -22,7 +23,7 @@ class WordProblem:
     """A group of permutations and the letters that its words are made of.
 
     table: (A, G), the element that letter a makes of element g when it is applied after it; letters: (A,), which
-    elements the letters are. Element 0 is the identity.
+    elements the letters are. Elements are numbered as itertools.permutations gives them; 0 is the identity.
     """
 
     name: str
