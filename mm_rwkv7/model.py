@@ -62,11 +62,22 @@ class MMRWKV7(nn.Module):
     def encode(self, pixels: Pixels, tiles: Sequence[int] = ()) -> Tensor:
         """Pictures as the tower's `preprocess` prepares them -> features in the embedding space (..., D), in order.
         `tiles` says how many of `pixels` each picture was cut into; without it each is a picture."""
-        if self.tower is None or self.projector is None:
+        return self.project(self.see(pixels), tiles)
+
+    def see(self, pixels: Pixels) -> Tensor:
+        """Pictures as the tower's `preprocess` prepares them -> what the projector reads (I, tokens, width): with a
+        frozen tower the same every time."""
+        if self.tower is None:
             raise ValueError("this model has no tower: it reads text only")
-        features = self.tower(pixels)
+        features: Tensor = self.tower(pixels)
         if self.config.pool is not None:
             features = pool_grid(features, self.tower.grid, self.config.pool)
+        return features
+
+    def project(self, features: Tensor, tiles: Sequence[int] = ()) -> Tensor:
+        """What `see` gave of pictures -> features in the embedding space (..., D); see `encode`."""
+        if self.projector is None:
+            raise ValueError("this model has no tower: it reads text only")
         x: Tensor = self.projector(features)  # (I, M, D)
         if self.compressor is None:
             return x

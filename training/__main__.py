@@ -1,4 +1,5 @@
-"""`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]`"""
+"""`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]`, and `python -m training prepare IN OUT` (see
+`training.prepare`)."""
 
 import sys
 from argparse import Namespace
@@ -8,13 +9,18 @@ from mm_rwkv7.command import Parser, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["prepare"]:
+        from training.prepare import main as prepare
+
+        return prepare(given[1:])
     parser = Parser(prog="python -m training", description="Train a model by a recipe.")
     parser.add_argument("recipe", help="a name in training/recipes/, or a YAML file")
     parser.add_argument("--data", help="folder of the parquet tables (see docs/training.md)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
-    return run_command(parser, arguments, _train)
+    return run_command(parser, given, _train)
 
 
 def _train(options: Namespace) -> None:

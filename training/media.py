@@ -20,6 +20,17 @@ def at_hand(source: Media) -> Any:
     return source.read() if isinstance(source, Stored) else source
 
 
+def content(source: Any) -> Any:
+    """The bytes of a picture's file, or the PIL image that it is."""
+    if not isinstance(source, str | os.PathLike):
+        return source
+    try:
+        with open(source, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"{os.fspath(source)} cannot be read: {error.strerror}") from error
+
+
 def tiles_of(source: Media, tiling: Tiling | None) -> int:
     """How many pictures the tower sees of one. ValueError where a file has no readable header."""
     if tiling is None:

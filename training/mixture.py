@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,8 +16,11 @@ from torch import Tensor
 from encoders.protocol import Pixels, join
 from mm_rwkv7.processor import Picture, Processor
 from training.conversations import Fault, Position, Reader
-from training.media import at_hand
+from training.media import at_hand, content
 from training.packing import Sample, TooLongError, pack, tokenize
+
+if TYPE_CHECKING:
+    from training.feature_cache import FeatureCache
 
 IGNORED = -100  # F.cross_entropy's own
 WINDOW = 64  # packs that are filled together
@@ -33,6 +36,16 @@ class Pack:
     position: Position
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A picture of so many tiles: its pixels, or what a cache knows under `key`."""
+
+    pixels: Pixels | None
+    tiles: int
+    key: str = ""
+    features: Tensor | None = None
+
+
 class Mixture:
     """Draws conversations from `sources` by `weights`, as many samples of each relative to the others, and lays them
     into packs of `context` tokens. Every source is gone through epoch by epoch.
@@ -43,6 +56,9 @@ class Mixture:
 
     A conversation that is too long keeps the turns whose answers fit. One that has no such turn is left out, and so is
     one that cannot be read. More than `broken_share` of samples that cannot be read is an error.
+
+    With a `cache`, `pixels` are those of pictures whose features it does not know, `keys` name all pictures, and
+    `features` holds what is known of each, or None: `FeatureCache.see` makes them whole.
     """
 
     def __init__(
@@ -55,6 +71,7 @@ class Mixture:
         *,
         window: int = WINDOW,
         broken_share: float = 0.01,
+        cache: "FeatureCache | None" = None,
     ) -> None:
         if sources.keys() != weights.keys():
             raise ValueError(f"there are weights for {sorted(weights)}, expected them for {sorted(sources)}")
@@ -72,6 +89,7 @@ class Mixture:
         self.seed = seed
         self.window = window
         self.broken_share = broken_share
+        self.cache = cache
         self.seen = 0
         self.broken = 0
 
@@ -178,8 +196,7 @@ class Mixture:
         """The pack with its pictures and sounds; a sample whose own cannot be read is left out of it."""
         kept: list[Sample] = []
         faults = list(taken.faults)
-        pixels: list[Pixels] = []
-        tiles: list[int] = []
+        pictures: list[Seen] = []
         windows: list[tuple[Tensor, int]] = []
         for sample in taken.samples:
             try:
@@ -190,30 +207,41 @@ class Mixture:
                 continue
             self.seen += 1
             kept.append(sample)
-            pixels += seen
-            tiles += [len(picture if isinstance(picture, Tensor) else picture[0]) for picture in seen]
+            pictures += seen
             windows += heard
-        return self._laid_out(kept) | {
+        pixels = [picture.pixels for picture in pictures if picture.pixels is not None]
+        batch = self._laid_out(kept) | {
             "pixels": join(pixels) if pixels else None,
-            "tiles": tuple(tiles),
+            "tiles": tuple(picture.tiles for picture in pictures),
             "windows": torch.stack([window for window, _ in windows]) if windows else None,
             "frames": torch.tensor([frames for _, frames in windows]) if windows else None,
             "faults": faults,
         }
+        if self.cache is not None:
+            batch["keys"] = [picture.key for picture in pictures]
+            batch["features"] = [picture.features for picture in pictures]
+        return batch
 
-    def _media(self, sample: Sample) -> tuple[list[Pixels], list[tuple[Tensor, int]]]:
-        pixels, windows = [], []
+    def _media(self, sample: Sample) -> tuple[list[Seen], list[tuple[Tensor, int]]]:
+        pictures, windows = [], []
         for medium, size in zip(sample.media, sample.sizes, strict=True):
             source = at_hand(medium.source)
             if isinstance(medium, Picture):
-                pixels.append(self.processor.pixels(source))
+                pictures.append(self._look(source, size))
                 continue
             sound = self.processor.sound(source)
             if sound.samples != size:
                 raise ValueError(f"the sound has {sound.samples} samples, its header says {size}")
             assert self.processor.sound_tokens is not None
             windows += self.processor.sound_tokens.frontend.windows(sound.blocks())
-        return pixels, windows
+        return pictures, windows
+
+    def _look(self, source: Any, tiles: int) -> Seen:
+        if self.cache is None:
+            return Seen(self.processor.pixels(source), tiles)
+        key = self.cache.key(content(source))
+        features = self.cache.get(key)
+        return Seen(self.processor.pixels(source) if features is None else None, tiles, key, features)
 
     def _laid_out(self, samples: list[Sample]) -> dict[str, Any]:
         ids = torch.full((1, self.context), self.processor.tokenizer.end_id)
