@@ -21,35 +21,27 @@ from training.data import AnySource
 WORLD = 65536  # rows of the World vocabulary
 
 
-def begin(run: RunConfig, sources: Mapping[str, AnySource]) -> tuple[MMRWKV7, Processor]:
-    """The model, the same on every process, and its processor."""
-    torch.manual_seed(run.seed)
-    return build_model(run, sources) if run.start is None else continued_model(run)
-
-
 def build_model(run: RunConfig, sources: Mapping[str, AnySource]) -> tuple[MMRWKV7, Processor]:
-    """A fresh model and its processor. Its vocabulary is what the sources can say, or the whole one where some stage
-    reads packs, of which nobody knows beforehand what they say."""
-    assert run.tower is not None
-    tower = build_tower(run.tower)
-    parts: dict[str, Any] = {"tower": run.tower, "projector": run.projector_config(tower.width), **run.prompt}
-    full = MMConfig(run.lm_config(WORLD), **parts)
-    if any(stage.packed for stage in run.stages):
-        config = dataclasses.replace(full, sound=run.sound_config(labels(run, sources)))
-    else:
-        spelling = Processor(full, Tokenizer(), tower.preprocess, image_tokens=1)
-        texts = {text for source in sources.values() for text in source.texts()}
-        pieces = (piece for text in texts for piece in (text, *turns(spelling, text, text)))
-        vocabulary = Tokenizer.trim(pieces)
-        config = MMConfig(
-            lm=run.lm_config(len(vocabulary)),
-            vocabulary=vocabulary,
-            sound=run.sound_config(labels(run, sources)),
-            **parts,
-        )
-    model = MMRWKV7(config)
+    """A fresh model and its processor."""
+    model = MMRWKV7(fresh_config(run, sources))
     initialise(model.lm)
     return model, Pipeline(model).processor
+
+
+def fresh_config(run: RunConfig, sources: Mapping[str, AnySource]) -> MMConfig:
+    """Of a model that begins with random weights. Its vocabulary is what the sources can say, or the whole one where
+    some stage reads packs, of which nobody knows beforehand what they say."""
+    assert run.tower is not None
+    with torch.device("meta"):
+        tower = build_tower(run.tower)
+    parts: dict[str, Any] = {"tower": run.tower, "projector": run.projector_config(tower.width), **run.prompt}
+    full = MMConfig(run.lm_config(WORLD), sound=run.sound_config(labels(run, sources)), **parts)
+    if any(stage.packed for stage in run.stages):
+        return full
+    spelling = Processor(full, Tokenizer(), tower.preprocess, image_tokens=1)
+    texts = {text for source in sources.values() for text in source.texts()}
+    vocabulary = Tokenizer.trim(piece for text in texts for piece in (text, *turns(spelling, text, text)))
+    return dataclasses.replace(full, lm=run.lm_config(len(vocabulary)), vocabulary=vocabulary)
 
 
 def labels(run: RunConfig, sources: Mapping[str, AnySource]) -> list[str]:
@@ -59,11 +51,22 @@ def labels(run: RunConfig, sources: Mapping[str, AnySource]) -> list[str]:
 
 
 def continued_model(run: RunConfig) -> tuple[MMRWKV7, Processor]:
-    """The model that `run.start` names and its processor. Its parts must have the sizes that the recipe names; a tower
-    and a projector that it lacks are put before it. It is asked as the recipe says, where that says anything."""
+    """The model that `run.start` names, with what the recipe adds to it, and its processor."""
     assert run.start is not None
-    pipeline = Pipeline.from_pretrained(run.start, device="cpu", dtype="fp32")
-    model, config = pipeline.model, pipeline.model.config
+    model = Pipeline.from_pretrained(run.start, device="cpu", dtype="fp32").model
+    config = continued_config(run, model.config)
+    if model.config.tower is None and config.tower is not None:
+        seeing = MMRWKV7(config)
+        seeing.lm, seeing.sound = model.lm, model.sound
+        seeing.tower = build_tower(config.tower, pretrained=run.published_tower)
+        model = seeing
+    model.config = config
+    return model, Pipeline(model).processor
+
+
+def continued_config(run: RunConfig, config: MMConfig) -> MMConfig:
+    """Of the model that `run.start` names, which has `config`. Its parts must have the sizes that the recipe names; a
+    tower and a projector that it lacks are put before it. It is asked as the recipe says, where that says anything."""
     heard = () if config.sound is None else config.sound.labels
     width = 0 if config.projector is None else config.projector.input_width
     blind = run.tower is not None and config.tower is None
@@ -72,25 +75,16 @@ def continued_model(run: RunConfig) -> tuple[MMRWKV7, Processor]:
         expected["lm"] = run.lm_config(config.lm.vocab_size)
     if run.tower is not None and not blind:
         expected |= {"tower": run.tower, "projector": run.projector_config(width)}
-    if run.sound is not None or run.tower is not None:
+    if run.sound is not None or (run.tower is not None and not blind):
         expected["sound"] = run.sound_config(heard)
     for name, wants in expected.items():
         if (has := getattr(config, name)) != wants:
             raise ValueError(f"{run.start} has the {name} {has}, the recipe wants {wants}")
-    if blind:
-        model = _given_sight(model, run)
-    model.config = dataclasses.replace(model.config, **run.prompt)
-    return model, Pipeline(model).processor
-
-
-def _given_sight(model: MMRWKV7, run: RunConfig) -> MMRWKV7:
-    """The same language model behind the recipe's tower and a fresh projector."""
-    assert run.tower is not None
-    tower = build_tower(run.tower, pretrained=run.published_tower)
-    config = dataclasses.replace(model.config, tower=run.tower, projector=run.projector_config(tower.width))
-    seeing = MMRWKV7(config)
-    seeing.lm, seeing.sound, seeing.tower = model.lm, model.sound, tower
-    return seeing
+    if blind and run.tower is not None:
+        with torch.device("meta"):
+            width = build_tower(run.tower).width
+        config = dataclasses.replace(config, tower=run.tower, projector=run.projector_config(width))
+    return dataclasses.replace(config, **run.prompt)
 
 
 def picture_side(run: RunConfig) -> int:

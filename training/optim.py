@@ -10,27 +10,35 @@ from torch.optim import AdamW
 
 from training.settings import StageConfig
 
+DECAYED, PLAIN, DOUBLE = "decayed", "plain", "double"
 
-def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], stage: StageConfig) -> AdamW:
-    """AdamW in the groups that RWKV-7 wants: weight decay on matrices (and kernels) named `*.weight` only, and
-    twice the learning rate for the decay's offset w0."""
-    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], "double": []}
+
+def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, list[nn.Parameter]]:
+    """The trained ones as RWKV-7 wants them treated: "decayed" are matrices (and kernels) named `*.weight`, which alone
+    have weight decay, "double" the decay's offset w0, which learns twice as fast, "plain" the rest."""
+    groups: dict[str, list[nn.Parameter]] = {DECAYED: [], PLAIN: [], DOUBLE: []}
     for name, parameter in parameters:
         if not parameter.requires_grad:
             continue
         if name.endswith(".w0"):
-            groups["double"].append(parameter)
+            groups[DOUBLE].append(parameter)
         elif parameter.ndim >= 2 and name.endswith(".weight"):
-            groups["decayed"].append(parameter)
+            groups[DECAYED].append(parameter)
         else:
-            groups["plain"].append(parameter)
-    decay = {"decayed": stage.weight_decay}
-    scale = {"double": 2.0}
+            groups[PLAIN].append(parameter)
+    return {name: group for name, group in groups.items() if group}
+
+
+def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], stage: StageConfig) -> AdamW:
+    """AdamW, each group treated its own way."""
     return AdamW(
         [
-            {"params": group, "weight_decay": decay.get(name, 0.0), "scale": scale.get(name, 1.0)}
-            for name, group in groups.items()
-            if group
+            {
+                "params": group,
+                "weight_decay": stage.weight_decay if name == DECAYED else 0.0,
+                "scale": 2.0 if name == DOUBLE else 1.0,
+            }
+            for name, group in parameter_groups(parameters).items()
         ],
         lr=stage.learning_rate,
         betas=(0.9, 0.99),

@@ -1,11 +1,14 @@
-"""What a stage will take before it begins: parameters, memory, operations."""
+"""What a stage takes before it begins: parameters, memory, operations."""
 
 from collections import defaultdict
 
-from training.settings import StageConfig
+from training.settings import EngineConfig, StageConfig
 from training.stage import Stage
 
-PARAMETER, MOMENTS, GRADIENT = 4, 8, 4  # bytes of each parameter, in fp32
+PARAMETER, MOMENTS = 4, 8  # bytes of each in fp32: weights and gradients; AdamW's two moments
+# Bytes that a block keeps for its backward, a token and a unit of the width: measured with `bench.memory` on the C path
+# at widths 128 and 256.
+KEPT, KEPT_HALF = 165, 105
 
 
 def counts(stage: Stage) -> dict[str, tuple[int, int]]:
@@ -17,26 +20,29 @@ def counts(stage: Stage) -> dict[str, tuple[int, int]]:
     return {part: (trained, frozen) for part, (trained, frozen) in found.items()}
 
 
-def memory_estimate(stage: Stage, config: StageConfig, recompute: bool, width: int, layers: int) -> dict[str, int]:
-    """Bytes on one device: of parameters, of gradients, of the optimizer, and of what a pack's forward keeps for its
-    backward, as far as the language model goes: about 34 numbers of the width a token and a layer, in fp32, or the
-    block's input alone where the rest is computed again."""
-    every = list(stage.parameters())
-    trained = sum(p.numel() for p in every if p.requires_grad)
-    kept = 1 if recompute else 34
+def memory_estimate(
+    stage: Stage, config: StageConfig, engine: EngineConfig, half: bool, processes: int
+) -> dict[str, int]:
+    """Bytes on each device: weights, gradients, optimizer, and, for stages that read packs, what the language model's
+    blocks keep of one for its backward. Towers' work and temporary memory come on top."""
+    share = processes if engine.parallel == "fsdp" else 1
+    every = sum(p.numel() for p in stage.parameters())
+    trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)
+    sizes = stage.model.config.lm
+    kept = KEPT_HALF if half else KEPT
+    blocks = PARAMETER * sizes.layers + kept if engine.recompute else kept * sizes.layers  # of one at a time
     return {
-        "parameters": PARAMETER * sum(p.numel() for p in every),
-        "gradients": GRADIENT * trained,
-        "optimizer": MOMENTS * trained + (PARAMETER * trained if config.ema else 0),
-        "activations": 4 * kept * width * layers * config.context if config.packed else 0,
+        "weights": PARAMETER * every // share,
+        "gradients": PARAMETER * trained // share,
+        "optimizer": (MOMENTS + (PARAMETER if config.ema else 0)) * trained // share,
+        "activations": blocks * sizes.width * config.context if config.packed else 0,
     }
 
 
 def step_operations(stage: Stage) -> float:
     """Floating-point operations a token that the language model's matrices take in a step: two forward, two for the
-    gradient of the input, two for the gradient of each trained matrix. The recurrence itself is not counted, nor are
-    the towers."""
+    gradient of what they read, two for the gradient of each trained matrix. The recurrence itself is not counted, nor
+    are towers and what is computed a second time."""
     lm = stage.model.lm
-    skipped = {id(lm.emb.weight)}
-    matrices = [p for p in lm.parameters() if p.ndim == 2 and id(p) not in skipped]
+    matrices = [p for p in lm.parameters() if p.ndim == 2 and p is not lm.emb.weight]
     return float(sum((6 if p.requires_grad else 4) * p.numel() for p in matrices))

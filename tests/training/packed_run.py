@@ -54,7 +54,9 @@ def write_data(folder: Path, seed: int, records: int = 24) -> None:
 
 
 def make_start(folder: Path) -> Path:
-    """A small model with random weights, as training begins with, in `folder`."""
+    """A small model in `folder`: every parameter a little off from where training begins, so that each has a
+    gradient. What it is trained on lies beside it."""
+    write_data(folder.parent / "data", seed=1)
     vocabulary = Tokenizer.trim(TEXTS)
     ranks = {"decay_rank": 8, "iclr_rank": 8, "value_rank": 8, "gate_rank": 8}
     config = MMConfig(
@@ -67,18 +69,21 @@ def make_start(folder: Path) -> Path:
         torch.manual_seed(0)
         model = MMRWKV7(config).eval()
         initialise(model.lm)
+        with torch.no_grad():
+            for parameter in model.lm.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
     checkpoint.save(model, folder, "# start\n")
     return folder
 
 
 def write_recipe(folder: Path, start: Path, *kinds: str, **settings: Any) -> Path:
-    """A recipe with a stage of each of `kinds`, and the data that it reads; `settings` are the stages', but for those
+    """A recipe with a stage of each of `kinds`; `settings` are the stages', but for those
     in `engine`."""
     engine = settings.pop("engine", {})
     recipe = {
         "run": str(folder / "run"),
         "start": str(start),
-        "data": str(folder / "data"),
+        "data": str(start.parent / "data"),
         "sources": {"talk": {"kind": "llava", "path": "talk.json", "folder": "."}},
         "stages": [_stage(kind, settings) for kind in kinds],
         "checkpoint_every": 2,
@@ -86,7 +91,7 @@ def write_recipe(folder: Path, start: Path, *kinds: str, **settings: Any) -> Pat
         "precision": "fp32",
         "engine": engine,
     }
-    write_data(folder / "data", seed=1)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path

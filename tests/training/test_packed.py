@@ -239,7 +239,7 @@ def test_a_language_model_alone_is_given_sight(start: Path, tmp_path: Path) -> N
     blind.lm = seeing.lm
     checkpoint.save(blind, tmp_path / "blind", "# blind\n")
     parts = ["tower={name: test_vit, image_size: 32}", "projector={hidden_width: 16}", "published_tower=false"]
-    run = load(write_recipe(tmp_path, tmp_path / "blind", "align", steps=1), *parts)
+    run = load(write_recipe(tmp_path, start, "align", steps=1), f"start={tmp_path / 'blind'}", *parts)
     config = checkpoint.load(train(run, CPU)).config
     assert config.projector is not None
     assert config.projector.input_width == 64
