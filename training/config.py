@@ -83,6 +83,8 @@ class RunConfig:
     def _check_parts(self) -> None:
         parts = {"tower": self.tower, "lm": self.lm, "projector": self.projector}
         drawing = [stage.name for stage in self.stages if not stage.packed]
+        if self.tower is None and all(stage.kind == "text" for stage in self.stages):
+            parts = {"lm": self.lm}  # nothing is seen and nothing asked
         missing = [name for name, part in parts.items() if part is None]
         if missing and (drawing or self.start is None):
             who = f"stage {drawing[0]!r} needs them" if drawing else "it has no start"

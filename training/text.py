@@ -68,25 +68,36 @@ class TextData:
     """Batches of plain text, as `Mixture` gives them of conversations.
 
     `carried=False`: documents in an order drawn anew each epoch, one after another, cut where a pack ends, each piece
-    with a state of its own: every pack is full. `carried=True`: each of the `packs_per_step` packs is a lane, which
-    reads its share of the documents as one endless text, T ids a step. A batch then says which `lane` it is; whoever
-    trains on it carries that lane's state from step to step."""
+    with a state of its own: every pack is full.
+    `carried=True`: each of the `packs_per_step` packs is a lane, which reads its share of the documents as one endless
+    text, T ids a step. A batch then says which `lane` it is; whoever trains on it carries that lane's state from step
+    to step.
+    """
 
-    def __init__(self, documents: Documents, context: int, seed: int = 0, carried: bool = False) -> None:
+    def __init__(
+        self, documents: Documents, context: int, seed: int = 0, carried: bool = False, vocab_size: int | None = None
+    ) -> None:
         if context < 1:
             raise ValueError(f"context is {context}, expected at least 1")
         if not len(documents):
             raise ValueError("there are no documents to train on")
         self.documents, self.context, self.seed, self.carried = documents, context, seed, carried
+        self.vocab_size = vocab_size
 
     def batches(
         self, position: Any = None, rank: int = 0, world: int = 1, packs_per_step: int = 1
     ) -> Iterator[dict[str, Any]]:
         """Endless: pack i of each step's goes to rank i % world. A batch is
 
-        {"ids": (1, T) int64, "targets": (1, T) int64, -100 where nothing is to be said, "cu_seqlens": (S + 1,) int32,
-        "samples": what it is made of, "tokens": T, "position": where the step after it begins, "lane": only if
-        carried}."""
+            {"ids": (1, T) int64, "targets": (1, T) int64, "cu_seqlens": (S + 1,) int32, "samples": what it is made of,
+             "tokens": T, "position": where the step after it begins, "lane": only if carried}
+
+        and what says that it has neither pictures nor sounds. ValueError for an id beyond `vocab_size`.
+        """
+        if packs_per_step < 1 or packs_per_step % world or not 0 <= rank < world:
+            raise ValueError(
+                f"rank {rank} of {world} takes from steps of {packs_per_step} packs, expected a multiple of {world}"
+            )
         lanes = packs_per_step if self.carried else 1
         walks = [_Walk(self.documents, self.seed, lane, lanes) for lane in range(lanes)]
         if position is not None:
@@ -103,6 +114,10 @@ class TextData:
                     step.append(self._joined(walk, pieces) | {"lane": pack} if self.carried else self._packed(pieces))
             after = [[walk.epoch, walk.place, walk.start] for walk in walks]
             for batch in step:
+                if self.vocab_size is not None and (largest := int(batch["ids"].max())) >= self.vocab_size:
+                    raise ValueError(
+                        f"{', '.join(batch['samples'])} has the id {largest}, the model has {self.vocab_size} rows"
+                    )
                 yield {**batch, "tokens": self.context, "position": after}
 
     def _packed(self, pieces: Sequence[Piece]) -> dict[str, Any]:
@@ -163,11 +178,17 @@ class _Walk:
 
 
 def _batch(ids: np.ndarray, targets: np.ndarray, ends: np.ndarray, pieces: Sequence[Piece]) -> dict[str, Any]:
+    """Pictures and sounds are what a stage looks for in any batch, and there are none."""
     return {
         "ids": torch.from_numpy(ids)[None],
         "targets": torch.from_numpy(targets)[None],
         "cu_seqlens": torch.from_numpy(ends.astype(np.int32)),
         "samples": [f"{document}:{start}-{stop}" for document, start, stop in pieces],
+        "pixels": None,
+        "tiles": (),
+        "windows": None,
+        "frames": None,
+        "faults": [],
     }
 
 

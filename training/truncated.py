@@ -1,16 +1,16 @@
 """Training on more than memory holds: the state goes on from segment to segment, the gradient stops between them.
 
-B batch, T time, D width.
+B batch, T time, D width, H heads, N head size.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mm_rwkv7.rwkv7 import RWKV7
+from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config
 from mm_rwkv7.state import LayerState, State
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -58,41 +58,45 @@ def backward_in_segments(
     return total, state
 
 
-class Lanes:
-    """The states of endless texts, each read a segment a step: `lane` is a batch's name for its text (`TextData`).
+class Lanes(nn.Module):
+    """The states of endless texts, each read a segment a step. `lane` is a batch's name for its text (see `TextData`),
+    L their number. They are buffers, so that a checkpoint holds them: a run that goes on has read what it had read.
 
-    A lane begins with the empty state. `state_dict` and `load_state_dict` are for checkpoints: without it a run that
-    goes on would have forgotten what it had read."""
+    Of several processes, process r keeps the lanes whose number divided by that of processes leaves r; a checkpoint
+    gets those of all.
+    """
 
-    def __init__(self, lm: RWKV7) -> None:
-        self.lm = lm
-        self._states: dict[int, State] = {}
+    wkv: Tensor  # (L, layers, H, N, N)
+    att_shift: Tensor  # (L, layers, D)
+    ffn_shift: Tensor  # (L, layers, D)
+
+    def __init__(self, config: RWKV7Config, lanes: int) -> None:
+        super().__init__()
+        for name, shape in zip(LayerState._fields, _shapes(config), strict=True):
+            self.register_buffer(name, torch.zeros(lanes, config.layers, *shape))
+        self.register_state_dict_pre_hook(_gather)
 
     def state(self, lane: int) -> State:
-        """What the lane has read (one row), detached."""
-        return self._states.get(lane) or self.lm.initial_state(1)
+        """What the lane has read (one row); empty at first."""
+        rows = (getattr(self, name)[lane, :, None].clone() for name in LayerState._fields)
+        return State(tuple(LayerState(*layer) for layer in zip(*rows, strict=True)))
 
+    @torch.no_grad()
     def keep(self, lane: int, state: State) -> None:
-        """The state after the lane's next segment. It is kept without its gradient's way."""
-        self._states[lane] = detached(state)
+        """The state (one row) after the lane's next segment, through which no gradient will go back."""
+        for name, layers in zip(LayerState._fields, zip(*state.layers, strict=True), strict=True):
+            getattr(self, name)[lane] = torch.cat(layers)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """`<lane>.<layer>.<name>` -> the tensor."""
-        return {
-            f"{lane}.{i}.{name}": tensor
-            for lane, state in self._states.items()
-            for i, layer in enumerate(state.layers)
-            for name, tensor in layer._asdict().items()
-        }
 
-    def load_state_dict(self, tensors: Mapping[str, Any]) -> None:
-        """Lanes that another rank kept may be among them."""
-        layers = range(self.lm.config.layers)
-        self._states = {
-            lane: State(
-                tuple(LayerState(*(tensors[f"{lane}.{i}.{name}"] for name in LayerState._fields)) for i in layers)
-            )
-            for lane in sorted({int(name.split(".")[0]) for name in tensors})
-        }
-        for state in self._states.values():
-            self.lm.check_state(state, 1)
+def _shapes(config: RWKV7Config) -> tuple[tuple[int, ...], ...]:
+    return (config.heads, config.head_size, config.head_size), (config.width,), (config.width,)
+
+
+@torch.no_grad()
+def _gather(lanes: nn.Module, prefix: str, keep_vars: bool) -> None:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    for buffer in lanes.buffers():
+        others = torch.arange(len(buffer), device=buffer.device) % dist.get_world_size() != dist.get_rank()
+        buffer[others] = 0
+        dist.all_reduce(buffer)
