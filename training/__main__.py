@@ -26,9 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: Namespace) -> None:
     from mm_rwkv7.weights import choose_device
-    from training.config import load_recipe
+    from training.config import RunConfig, describe, load_any
 
-    run = load_recipe(options.recipe, [*options.set, *([f"data={options.data}"] if options.data else [])])
+    run = load_any(options.recipe, [*options.set, *([f"data={options.data}"] if options.data else [])])
+    if not isinstance(run, RunConfig):
+        from training.state_tracking import run_study
+
+        print(describe(run) if options.dry_run else run_study(run))
+        return
     device = choose_device(options.device)
     if options.dry_run:
         from training.dry_run import dry_run

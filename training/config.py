@@ -15,6 +15,7 @@ from mm_rwkv7.projector import AnyProjectorConfig, ProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
 from mm_rwkv7.typed import build
 from training.settings import EngineConfig, SourceConfig, StageConfig
+from training.study import StudyConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -64,8 +65,10 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        read = {name: build(SourceConfig, source, f"sources.{name}") for name, source in self.sources.items()}
-        object.__setattr__(self, "sources", read)
+        for name, source in self.sources.items():
+            if not isinstance(source, SourceConfig):  # `build` does not look into dictionaries
+                source = build(SourceConfig, source, f"sources.{name}")
+            object.__setattr__(self, "sources", {**self.sources, name: source})
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}, expected 'auto', 'fp32' or 'bf16'")
         for name in ("checkpoint_every", "keep"):
@@ -86,6 +89,8 @@ class RunConfig:
     def _check_parts(self) -> None:
         parts = {"tower": self.tower, "lm": self.lm, "projector": self.projector}
         drawing = [stage.name for stage in self.stages if not stage.packed]
+        if self.tower is None and all(stage.kind == "text" for stage in self.stages):
+            parts = {"lm": self.lm}  # nothing is seen and nothing asked
         missing = [name for name, part in parts.items() if part is None]
         if missing and (drawing or self.start is None):
             who = f"stage {drawing[0]!r} needs them" if drawing else "it has no start"
@@ -130,6 +135,14 @@ class RunConfig:
 def load_recipe(recipe: str, changes: Sequence[str] = ()) -> RunConfig:
     """Read a recipe by name or path and apply `key=value` changes; keys reach inside with dots, stages by name
     (`stages.tower.steps=10`), values are YAML."""
+    run = load_any(recipe, changes)
+    if not isinstance(run, RunConfig):
+        raise ValueError(f"{recipe} is the study {run.study!r}, expected a recipe with stages")
+    return run
+
+
+def load_any(recipe: str, changes: Sequence[str] = ()) -> RunConfig | StudyConfig:
+    """`load_recipe`, and studies, which have a field `study`."""
     path = RECIPES / f"{recipe}.yaml"
     if not path.is_file():
         path = Path(recipe)
@@ -140,17 +153,17 @@ def load_recipe(recipe: str, changes: Sequence[str] = ()) -> RunConfig:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
         for change in changes:
             _apply(fields, change)
-        return build(RunConfig, fields, "recipe")
+        return build(StudyConfig if "study" in fields else RunConfig, fields, "recipe")
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def describe(run: RunConfig) -> str:
+def describe(run: RunConfig | StudyConfig) -> str:
     """The resolved recipe as YAML."""
     return yaml.safe_dump(plain(run), sort_keys=False)
 
 
-def plain(run: RunConfig) -> dict[str, Any]:
+def plain(run: RunConfig | StudyConfig) -> dict[str, Any]:
     """The resolved recipe as JSON has it."""
     fields: dict[str, Any] = json.loads(json.dumps(asdict(run)))
     return fields

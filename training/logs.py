@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,19 +11,6 @@ from typing import Any
 import torch
 
 from mm_rwkv7.bench.memory import process_peak
-
-# Dense products in bf16, floating-point operations a second, as NVIDIA's data sheets state them (without sparsity).
-PEAKS = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "RTX 5090": 210e12,
-}
 
 Writer = Callable[[int, Mapping[str, Any]], None]
 
@@ -92,14 +78,6 @@ class Silent(Log):
         self.closing = []
 
     def write(self, record: Mapping[str, Any]) -> None: ...
-
-
-def device_peak(device: torch.device) -> float | None:
-    """Operations a second that `device` is made for, where that is known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 def peak_memory(device: torch.device) -> float:

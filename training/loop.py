@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from tqdm import tqdm
 
+from mm_rwkv7.bench.roofline import device_peak
 from mm_rwkv7.model import MMRWKV7
 from training.checkpoints import Checkpoints, cut_log
 from training.config import RunConfig, describe, plain
 from training.distributed import World
 from training.feed import Batch, Feed
-from training.logs import Log, Silent, device_peak, peak_memory
+from training.logs import Log, Silent, peak_memory
 from training.optim import Average, build_optimizer, gradient_norm, set_learning_rate
 from training.parallel import spread, synchronised, whole
 from training.settings import StageConfig

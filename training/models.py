@@ -31,7 +31,8 @@ def build_model(run: RunConfig, sources: Mapping[str, AnySource]) -> tuple[MMRWK
 def fresh_config(run: RunConfig, sources: Mapping[str, AnySource]) -> MMConfig:
     """Of a model that begins with random weights. Its vocabulary is what the sources can say, or the whole one where
     some stage reads packs, of which nobody knows beforehand what they say."""
-    assert run.tower is not None
+    if run.tower is None:
+        return MMConfig(run.lm_config(WORLD), **run.prompt)
     with torch.device("meta"):
         tower = build_tower(run.tower)
     parts: dict[str, Any] = {"tower": run.tower, "projector": run.projector_config(tower.width), **run.prompt}

@@ -63,8 +63,12 @@ class PackedStage(Stage):
         kind = x.device.type
         if torch.is_autocast_enabled(kind):  # left to itself, autocast casts for every product
             x = x.to(torch.get_autocast_dtype(kind))
+        return self._hidden(x, batch)
+
+    def _hidden(self, x: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """The sequences in x (1, T, D), each from a state of its own."""
         cu_seqlens = batch["cu_seqlens"]
-        hidden, _ = model.lm.hidden(x, self._start(len(cu_seqlens) - 1), cu_seqlens=cu_seqlens)
+        hidden, _ = self.model.lm.hidden(x, self._start(len(cu_seqlens) - 1), cu_seqlens=cu_seqlens)
         return hidden
 
     def _pictures(self, batch: Mapping[str, Any]) -> Tensor | None:

@@ -33,6 +33,7 @@ from training.samples import write_conversations, write_samples
 from training.settings import StageConfig
 from training.sources import SOURCES, Source
 from training.stage import Stage
+from training.streamed import StreamedStage
 from training.tagging import TaggingStage
 from training.tower import TowerStage
 
@@ -127,6 +128,8 @@ def make_stage(config: StageConfig, processor: Processor, sources: Mapping[str, 
             return LoRAStage(model, config)
         case "state":
             return StateStage(model, config)
+        case "text" if config.carried:
+            return StreamedStage(model, config)
         case _:
             return PackedStage(model, config)
 

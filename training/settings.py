@@ -49,6 +49,8 @@ class StageConfig:
     l2wrap: RWKV-LM's penalty on the largest logit (see `cross_entropy`); 1e-4 there.
     schedule: after the warm-up "cosine" falls to the end, "wsd" stays, then falls along a line over the last `decay`
         of the steps.
+    carried: of a "text" stage: each of the step's packs goes on where the last step's stopped, with its state, as one
+        endless text (truncated back-propagation through time), instead of documents with a state of their own.
     ema: what the running average of the trained weights keeps of itself a step (0.999); the stage leaves the average.
     """
 
@@ -73,6 +75,7 @@ class StageConfig:
     l2wrap: float = 0.0
     ema: float = 0.0
     lora: LoRAConfig | None = None
+    carried: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -97,6 +100,8 @@ class StageConfig:
                 raise ValueError(f"stage {self.name!r} has {name} {getattr(self, name)}, expected 0 or more, below 1")
         if (self.kind == "lora") != (self.lora is not None):
             raise ValueError(f"stage {self.name!r} is of kind {self.kind!r} and has lora {self.lora}")
+        if self.carried and self.kind != "text":
+            raise ValueError(f"stage {self.name!r} is of kind {self.kind!r}: only texts carry their state on")
         if not self.data or min(self.data.values()) < 0 or not any(self.data.values()):
             raise ValueError(f"stage {self.name!r} draws from {self.data}, expected sources with positive weights")
 

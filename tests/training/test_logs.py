@@ -2,9 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from training.logs import Log, device_peak
+from training.logs import Log
 
 
 def test_numbers_go_to_the_board_and_everything_to_the_file(tmp_path: Path) -> None:
@@ -28,13 +27,3 @@ def test_a_place_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(__import__("sys").modules, place, None)
     with pytest.raises(ValueError, match=f"engine.log names {place}, which is not installed"):
         Log(tmp_path, [place], {})
-
-
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA L40S", 362e12), ("NVIDIA L40", None)],
-)
-def test_the_peak_is_that_of_the_very_device(monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert device_peak(torch.device("cuda")) == peak
-    assert device_peak(torch.device("cpu")) is None
