@@ -137,6 +137,17 @@ def test_the_loss_is_the_mean_over_tokens_or_over_samples(start: Path, tmp_path:
         assert stage.weight(batch) == (len(torch.cat(per_sample)) if average == "token" else len(per_sample))
 
 
+def test_a_feature_cache_changes_nothing_and_a_frozen_embedding_stays(start: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, start, "finetune", steps=3, freeze_embedding=True)
+    plain = load(path)
+    cached = load(path, f"run={tmp_path / 'cached'}", f"feature_cache={tmp_path / 'features'}")
+    for run in (plain, cached):
+        after = load_file(train(run, CPU) / "model.safetensors")
+        assert torch.equal(after["lm.emb.weight"], load_file(start / "model.safetensors")["lm.emb.weight"])
+    assert losses(Path(cached.run)) == losses(Path(plain.run))
+    assert 1 <= len(list((tmp_path / "features").rglob("*.safetensors"))) <= 3  # pictures
+
+
 class Stops(Mixture):
     """A mixture that is killed when it is asked for more than `budget` packs."""
 
