@@ -1,5 +1,5 @@
-"""`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]`, alone or under torchrun, and
-`python -m training prepare IN OUT` (see `training.prepare`)."""
+"""`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]` trains, alone or under torchrun, and
+`python -m training prepare IN OUT` writes shards (`training.prepare`)."""
 
 import os
 import sys

@@ -11,6 +11,7 @@ from mm_rwkv7 import checkpoint
 from mm_rwkv7.command import Parser, run_command
 from mm_rwkv7.pipeline import Pipeline
 from training.config import RECIPES, RunConfig, load_recipe
+from training.models import picture_side
 from training.run import data_of
 from training.score import score, table
 
@@ -41,7 +42,7 @@ def _card(config: RunConfig, pipeline: Pipeline, scores: str, emoji: int) -> str
     return CARD.read_text(encoding="utf-8").format(
         parameters=sum(millions.values()),
         **millions,
-        side=config.tower.image_size,
+        side=picture_side(config),
         tokens=pipeline.model.image_tokens,
         words=len(WORDS),
         emoji=emoji,

@@ -10,7 +10,7 @@ import shutil
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -57,7 +57,9 @@ class Checkpoints:
         self.folder, self.offset, self.keep = folder / "checkpoints", offset, keep
         self.stage, self.optimizer, self.average, self.world = stage, optimizer, average, world
         self.asynchronous = asynchronous
-        self.group = dist.new_group(backend="gloo") if asynchronous and world.size > 1 else None
+        self.group: dist.ProcessGroup | None = None
+        if asynchronous and world.size > 1:
+            self.group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
         self.writing: tuple[int, Future[Any]] | None = None
 
     def resume(self) -> Progress:

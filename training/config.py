@@ -14,7 +14,7 @@ from mm_rwkv7.hearing import SoundConfig
 from mm_rwkv7.projector import AnyProjectorConfig, ProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
 from mm_rwkv7.typed import build
-from training.settings import EngineConfig, StageConfig
+from training.settings import EngineConfig, SourceConfig, StageConfig
 from training.study import StudyConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -40,7 +40,8 @@ class RunConfig:
     `start`; a tower and a projector that `start` lacks are put before its language model, the tower with its published
     weights unless `published_tower` says no.
 
-    `sources` are what the stages that read packs draw from, by name (see `packs`).
+    `sources` are what the stages that read packs draw from, by name. `feature_cache` is a folder that keeps what the
+    tower, where it is frozen, tells of each picture, so that it tells it once.
     """
 
     run: str
@@ -58,11 +59,16 @@ class RunConfig:
     keep: int = 2
     workers: int = 1
     precision: str = "auto"
-    sources: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    feature_cache: str | None = None
     published_tower: bool = True
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
+        for name, source in self.sources.items():
+            if not isinstance(source, SourceConfig):  # `build` does not look into dictionaries
+                source = build(SourceConfig, source, f"sources.{name}")
+            object.__setattr__(self, "sources", {**self.sources, name: source})
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}, expected 'auto', 'fp32' or 'bf16'")
         for name in ("checkpoint_every", "keep"):

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,14 +46,12 @@ class Log:
                 case "tensorboard":
                     return self._tensorboard(folder)
                 case "wandb":
-                    import wandb
-
+                    wandb: Any = import_module("wandb")
                     run = wandb.init(project="mm-rwkv7", name=folder.name, dir=str(folder), config=dict(settings))
                     self.closing.append(run.finish)
                     return lambda step, numbers: run.log(dict(numbers), step=step)
                 case _:
-                    import trackio
-
+                    trackio: Any = import_module("trackio")
                     trackio.init(project="mm-rwkv7", name=folder.name, config=dict(settings), resume="allow")
                     self.closing.append(trackio.finish)
                     return lambda step, numbers: trackio.log(dict(numbers), step=step)

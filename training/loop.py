@@ -261,5 +261,5 @@ def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: _to(item, device) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_to(item, device) for item in value]
+        return type(value)(_to(item, device) for item in value)
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

@@ -46,6 +46,18 @@ class Seen:
     features: Tensor | None = None
 
 
+@dataclass
+class Tally:
+    """How many samples there were, and how many of them cannot be read."""
+
+    seen: int = 0
+    broken: int = 0
+
+    @property
+    def share(self) -> float:
+        return self.broken / max(self.seen, FEW)
+
+
 class Mixture:
     """Draws conversations from `sources` by `weights`, as many samples of each relative to the others, and lays them
     into packs of `context` tokens. Every source is gone through epoch by epoch.
@@ -90,8 +102,7 @@ class Mixture:
         self.window = window
         self.broken_share = broken_share
         self.cache = cache
-        self.seen = 0
-        self.broken = 0
+        self._drawn, self._opened = Tally(), Tally()
 
     def batches(
         self, position: Position = None, rank: int = 0, world: int = 1, packs_per_step: int = 1
@@ -165,8 +176,9 @@ class Mixture:
             name = names[self._choice(number)]
             drawn, place = next(streams[name])
             number, places = number + 1, {**places, name: place}
+            self._drawn.seen += 1
             if isinstance(drawn, Fault):
-                self._count_broken(drawn)
+                self._count_broken(self._drawn, drawn)
             else:
                 try:
                     drawn = tokenize(self.processor, drawn, self.context)
@@ -174,7 +186,7 @@ class Mixture:
                     drawn = Fault(drawn.id, drawn.source, str(error))
                 except ValueError as error:
                     drawn = Fault(drawn.id, drawn.source, str(error))
-                    self._count_broken(drawn)
+                    self._count_broken(self._drawn, drawn)
             yield drawn, {"drawn": number, "sources": places, "pack": 0}
 
     def _choice(self, number: int) -> int:
@@ -183,13 +195,13 @@ class Mixture:
         point = int.from_bytes(digest, "little") / 2**64
         return next((i for i, end in enumerate(self._shares) if point < end), len(self._shares) - 1)
 
-    def _count_broken(self, fault: Fault) -> None:
-        self.seen += 1
-        self.broken += 1
-        if self.broken > self.broken_share * max(self.seen, FEW):
+    def _count_broken(self, tally: Tally, fault: Fault) -> None:
+        """Of the samples drawn every rank counts all, of those opened its own."""
+        tally.broken += 1
+        share = self._drawn.share + self._opened.share
+        if share > self.broken_share:
             raise ValueError(
-                f"{self.broken} of {self.seen} samples cannot be read, more than {self.broken_share:.2%}; "
-                f"the last one: {fault}"
+                f"{share:.2%} of the samples cannot be read, more than {self.broken_share:.2%}; the last one: {fault}"
             )
 
     def _read(self, taken: Pack) -> dict[str, Any]:
@@ -199,13 +211,13 @@ class Mixture:
         pictures: list[Seen] = []
         windows: list[tuple[Tensor, int]] = []
         for sample in taken.samples:
+            self._opened.seen += 1
             try:
                 seen, heard = self._media(sample)
             except ValueError as error:
                 faults.append(Fault(sample.conversation.id, sample.conversation.source, str(error)))
-                self._count_broken(faults[-1])
+                self._count_broken(self._opened, faults[-1])
                 continue
-            self.seen += 1
             kept.append(sample)
             pictures += seen
             windows += heard

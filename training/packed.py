@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.state import State
 from training.cross_entropy import cross_entropy
+from training.feature_cache import FeatureCache
 from training.settings import StageConfig
 from training.stage import Stage
 
@@ -22,6 +23,8 @@ class PackedStage(Stage):
     """Next-token prediction on a pack, as `Mixture.batches` gives it: `ids` (1, T), `targets` (1, T), the token to say
     after each of them or -100, `cu_seqlens` (S + 1,), `pixels` and `tiles` of pictures, `windows` and `frames` of
     sounds."""
+
+    cache: FeatureCache | None = None  # of what the tower tells of pictures
 
     def __init__(self, model: MMRWKV7, config: StageConfig) -> None:
         super().__init__(model)
@@ -54,10 +57,9 @@ class PackedStage(Stage):
     def _read(self, batch: Mapping[str, Any]) -> Tensor:
         """-> what the head reads (1, T, D)."""
         model = self.model
-        pixels, windows = batch["pixels"], batch["windows"]
-        pictures = None if pixels is None else model.encode(pixels, batch["tiles"])
+        windows = batch.get("windows")
         sounds = None if windows is None else model.hear(windows, batch["frames"])
-        x = model.embed(batch["ids"], pictures, sounds)
+        x = model.embed(batch["ids"], self._pictures(batch), sounds)
         kind = x.device.type
         if torch.is_autocast_enabled(kind):  # left to itself, autocast casts for every product
             x = x.to(torch.get_autocast_dtype(kind))
@@ -68,6 +70,16 @@ class PackedStage(Stage):
         cu_seqlens = batch["cu_seqlens"]
         hidden, _ = self.model.lm.hidden(x, self._start(len(cu_seqlens) - 1), cu_seqlens=cu_seqlens)
         return hidden
+
+    def _pictures(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """-> features of all pictures in the embedding space (..., D)."""
+        if not batch.get("tiles"):
+            return None
+        if self.cache is None:
+            return self.model.encode(batch["pixels"], batch["tiles"])
+        features = self.cache.see(self.model, batch)
+        assert features is not None
+        return self.model.project(features, batch["tiles"])
 
     def _start(self, sequences: int) -> State | None:
         """The state from which every sequence is read."""
@@ -81,9 +93,9 @@ class PackedStage(Stage):
 
     def _idle(self, batch: Mapping[str, Any]) -> Iterator[nn.Module]:
         model = self.model
-        if batch["pixels"] is None:
+        if not batch.get("tiles"):
             yield from (part for part in (model.tower, model.projector, model.compressor) if part is not None)
-        if batch["windows"] is None and model.sound is not None:
+        if batch.get("windows") is None and model.sound is not None:
             yield model.sound
 
 

@@ -65,7 +65,8 @@ def whole(stage: S, remake: Callable[[MMRWKV7], S]) -> S:
 
 
 def _full(tensor: Tensor) -> Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+    """On the CPU; the gathered tensor may be a part of a larger one, with padding."""
+    return (tensor.full_tensor().clone() if isinstance(tensor, DTensor) else tensor).cpu()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A run from its recipe: build the model, train the stages in order, keep what each leaves."""
 
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,12 +21,13 @@ from training.checkpoints import kept_steps
 from training.config import RunConfig
 from training.data import SOUND_SOURCES, AnySource, open_sources
 from training.distributed import World, joined
+from training.feature_cache import FeatureCache
 from training.feed import Drawn, Feed, Packs
 from training.hearing import SoundSource
 from training.loop import train_stage, write_config
 from training.models import build_model, continued_model, picture_side
 from training.packed import PackedStage, StateStage
-from training.packs import open_reader, open_stream
+from training.packs import open_readers, open_stream
 from training.plot import plot_loss
 from training.samples import write_conversations, write_samples
 from training.settings import StageConfig
@@ -40,10 +42,11 @@ def train(run: RunConfig, device: torch.device) -> Path:
     """Train every stage of `run`, going on where an earlier call stopped; returns the folder of the model. Under
     torchrun all processes train together."""
     with joined(device) as world:
-        return _train(run, world)
+        return train_in(world, run)
 
 
-def _train(run: RunConfig, world: World) -> Path:
+def train_in(world: World, run: RunConfig) -> Path:
+    """The same as one of the processes of a `world`, which all come here."""
     folder = Path(run.run)
     if world.first:
         write_config(folder, run)
@@ -63,6 +66,7 @@ def _train(run: RunConfig, world: World) -> Path:
             offset += config.steps
             continue
         make = partial(make_stage, config, processor, sources)
+        torch.manual_seed(zlib.crc32(f"{run.seed} {config.name}".encode()))  # what is begun here does not know what ran
         stage = make(model).to(world.device)
         feed = feed_of(config, run, stage, processor, sources)
         stage = train_stage(stage, config, run, feed, folder, offset, world, make)
@@ -93,7 +97,10 @@ def feed_of(
 ) -> Feed:
     """Where the stage's batches come from."""
     if config.packed:
-        return Packs(open_stream(config, run, processor), config.batch, run.workers)
+        cache = None
+        if run.feature_cache is not None and isinstance(stage, PackedStage) and "tower" not in config.train:
+            cache = stage.cache = FeatureCache(run.feature_cache, stage.model)
+        return Packs(open_stream(config, run, processor, cache), config.batch, run.workers)
     drawn = {name: sources[name] for name in config.data}
     return Drawn(stage, config, drawn, run.seed, run.workers)
 
@@ -155,8 +162,9 @@ def _keep(
     if config.kind == "answer":
         write_samples(model, ((name, sources[name]) for name in config.data), folder, step)
     elif config.packed and config.kind != "text":
-        readers = {name: open_reader(name, run) for name in config.data}
-        write_conversations(model, readers, folder, step, None if state is None else replace(state, model=""))
+        write_conversations(
+            model, open_readers(config, run), folder, step, None if state is None else replace(state, model="")
+        )
 
 
 def _tunes_start(run: RunConfig) -> bool:

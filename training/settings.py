@@ -112,6 +112,16 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """Where a source of conversations or texts lies: a file or a folder (see docs/data.md), or `hf:owner/name` on the
+    hub. `folder` is where the paths in a JSON file begin, `column` what a table of texts is called."""
+
+    path: str
+    folder: str | None = None
+    column: str = "text"
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """How the steps are computed; it changes how fast and where, and not what is learned.
 

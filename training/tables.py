@@ -117,9 +117,9 @@ def _light(file: Any) -> list[str]:
 
 
 class Streamed(Reader):
-    """A data set of Hugging Face's `datasets` that is read as a stream (`load_dataset(..., streaming=True)`), taken up
-    again from its `state_dict`. The order is the data set's own; every epoch takes its files in another one. Every
-    rank reads all of it. Rows are those of `Parquet`."""
+    """A data set of Hugging Face's `datasets` that is read as a stream (`load_dataset(..., streaming=True)`), and taken
+    up again from its `state_dict`. The order is the data set's own, and every rank reads all of it. One that shuffles
+    with a buffer forgets what is in it when it is taken up again. Rows are those of `Parquet`."""
 
     def __init__(self, dataset: "IterableDataset", name: str, folder: str | os.PathLike[str] = ".") -> None:
         self.dataset = dataset.decode(False)  # pictures and sounds as bytes: they are decoded where they are wanted
@@ -129,7 +129,7 @@ class Streamed(Reader):
     def stream(self, seed: int, position: Position = None) -> Iterator[tuple[Drawn, Position]]:
         epoch, number, state = (0, 0, None) if position is None else position
         while True:
-            dataset = copy.deepcopy(self.dataset).shuffle(seed=seed, buffer_size=1)  # which changes the files' order
+            dataset = copy.deepcopy(self.dataset)
             dataset.set_epoch(epoch)
             if state is not None:
                 dataset.load_state_dict(state)

@@ -84,7 +84,7 @@ def write_recipe(folder: Path, start: Path, *kinds: str, **settings: Any) -> Pat
         "run": str(folder / "run"),
         "start": str(start),
         "data": str(start.parent / "data"),
-        "sources": {"talk": {"kind": "llava", "path": "talk.json", "folder": "."}},
+        "sources": {"talk": {"path": "talk.json", "folder": "."}},
         "stages": [_stage(kind, settings) for kind in kinds],
         "checkpoint_every": 2,
         "workers": 0,

@@ -45,7 +45,17 @@ def test_one_process_two_and_two_with_shards_learn_the_same(start: Path, tmp_pat
         path = write_recipe(tmp_path / kind, start, "finetune", **settings, engine=engine)
         path.write_text(path.read_text().replace("checkpoint_every: 2", "checkpoint_every: 10"))
         folders[kind] = path
-    in_two_processes(*folders.values())
+    few: dict[str, Any] = {**settings, "steps": 4}
+    halves = [
+        write_recipe(tmp_path / f"{kind}-bf16", start, "finetune", **few, engine={"parallel": kind})
+        for kind in ("ddp", "fsdp")
+    ]
+    for path in halves:
+        path.write_text(path.read_text().replace("precision: fp32", "precision: bf16"))
+    in_two_processes(*folders.values(), *halves)
+    first, second = (losses(path.parent / "run") for path in halves)
+    assert first == pytest.approx(second, rel=1e-3)
+    assert first != losses(Path(alone.run))[:4]
     expected = losses(Path(alone.run))
     weights = load_file(Path(alone.run) / "model/model.safetensors")
     for kind, recipe in folders.items():

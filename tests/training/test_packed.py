@@ -16,6 +16,7 @@ from tests.training.packed_run import TRAINS, load, losses, make_start, write_re
 from training.config import RunConfig
 from training.mixture import Mixture
 from training.packed import PackedStage
+from training.packs import open_stream
 from training.run import train
 from training.settings import StageConfig
 
@@ -107,8 +108,6 @@ def test_a_run_logs_what_it_read_and_shows_what_the_model_says(runs: dict[str, P
 
 def packs(run: RunConfig, start: Path, count: int) -> list[dict[str, Any]]:
     processor = Pipeline.from_pretrained(start, device="cpu").processor
-    from training.packs import open_stream
-
     return list(itertools.islice(open_stream(run.stages[0], run, processor).batches(), count))
 
 
@@ -138,6 +137,17 @@ def test_the_loss_is_the_mean_over_tokens_or_over_samples(start: Path, tmp_path:
         assert stage.weight(batch) == (len(torch.cat(per_sample)) if average == "token" else len(per_sample))
 
 
+def test_a_feature_cache_changes_nothing_and_a_frozen_embedding_stays(start: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, start, "finetune", steps=3, freeze_embedding=True)
+    plain = load(path)
+    cached = load(path, f"run={tmp_path / 'cached'}", f"feature_cache={tmp_path / 'features'}")
+    for run in (plain, cached):
+        after = load_file(train(run, CPU) / "model.safetensors")
+        assert torch.equal(after["lm.emb.weight"], load_file(start / "model.safetensors")["lm.emb.weight"])
+    assert losses(Path(cached.run)) == losses(Path(plain.run))
+    assert 1 <= len(list((tmp_path / "features").rglob("*.safetensors"))) <= 3  # pictures
+
+
 class Stops(Mixture):
     """A mixture that is killed when it is asked for more than `budget` packs."""
 
@@ -160,7 +170,7 @@ def test_a_stage_that_stopped_goes_on_as_if_nothing_had_been(
     change = "stages.lora.lora.dropout=0.2"
     straight = load(write_recipe(tmp_path / "straight", start, *kinds, **settings), change)
     train(straight, CPU)
-    monkeypatch.setattr("training.mixture.Mixture", Stops)
+    monkeypatch.setattr("training.packs.Mixture", Stops)
     for steps in (3, 7):
         monkeypatch.setattr(Stops, "budget", 2 * steps + 1)
         killed = load(write_recipe(tmp_path / f"killed-{steps}", start, *kinds, **settings), change)
@@ -249,4 +259,4 @@ def test_the_stage_of_a_state_comes_last() -> None:
     state = StageConfig("s", "state", ("state",), {"a": 1.0}, 1, 1, 1.0)
     align = StageConfig("p", "align", ("projector",), {"a": 1.0}, 1, 1, 1.0)
     with pytest.raises(ValueError, match="a state belongs to the weights that it was tuned with"):
-        RunConfig("r", (state, align), start="nano", sources={"a": {}})
+        RunConfig("r", (state, align), start="nano", sources={"a": {"path": "a.json"}})

@@ -5,8 +5,10 @@ import sys
 import torch
 
 from training.config import load_recipe
-from training.run import train
+from training.distributed import joined
+from training.run import train_in
 
 if __name__ == "__main__":
-    for recipe in sys.argv[1:]:
-        train(load_recipe(recipe), torch.device("cpu"))
+    with joined(torch.device("cpu")) as world:
+        for recipe in sys.argv[1:]:
+            train_in(world, load_recipe(recipe))
