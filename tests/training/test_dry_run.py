@@ -7,7 +7,7 @@ import yaml
 
 from mm_rwkv7 import checkpoint
 from tests.training.packed_run import TRAINS, load, make_start, write_recipe
-from training.config import RECIPES, load_any, load_recipe
+from training.config import RECIPES, load_any
 from training.dry_run import dry_run
 from training.study import StudyConfig
 
