@@ -30,10 +30,12 @@ class Attention(nn.Module):
     """The baseline: causal `nn.TransformerEncoder` layers. Positions are sinusoids without parameters; training shifts
     each batch to a random place, so that at no tested length the model meets a position that it has never seen."""
 
-    def __init__(self, letters: int, answers: int, width: int, layers: int, heads: int, longest: int) -> None:
+    def __init__(
+        self, letters: int, answers: int, width: int, hidden: int, layers: int, heads: int, longest: int
+    ) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            width, heads, hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.emb = nn.Embedding(letters, width)
         self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
@@ -69,23 +71,33 @@ class Recurrent(nn.Module):
 
 
 def build_model(name: str, task: Task, config: StudyConfig) -> nn.Module:
-    """One of MODELS, of the same width and number of layers as the others."""
-    problem = WordProblem.of(task.name, task.alphabet)
-    A, G = problem.table.shape
-    if name == "attention":
-        heads = config.width // config.head_size
-        return Attention(A, G, config.width, task.layers, heads, config.tested_length)
-    return Recurrent(
-        G,
-        RWKV7Config(
-            vocab_size=max(A, G),
-            width=config.width,
-            layers=task.layers,
-            head_size=config.head_size,
-            **{f"{rank}_rank": config.rank for rank in ("decay", "iclr", "value", "gate")},
-            iclr_multiplier=float(name.removeprefix("rwkv7 x")),
-        ),
+    """One of MODELS, of the same width and number of layers as the others; attention's feed-forward is as wide as makes
+    its parameters as many as RWKV-7's."""
+    A, G = WordProblem.of(task.name, task.alphabet).table.shape
+    if name != "attention":
+        return _recurrent(A, G, task.layers, config, float(name.removeprefix("rwkv7 x")))
+    wanted = count(_recurrent(A, G, task.layers, config, 1.0))
+    heads = config.width // config.head_size
+    narrow, wider = (Attention(A, G, config.width, n, task.layers, heads, config.tested_length) for n in (1, 2))
+    hidden = 1 + max(0, round((wanted - count(narrow)) / (count(wider) - count(narrow))))
+    return Attention(A, G, config.width, hidden, task.layers, heads, config.tested_length)
+
+
+def count(model: nn.Module) -> int:
+    """The number of its parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _recurrent(letters: int, answers: int, layers: int, config: StudyConfig, multiplier: float) -> Recurrent:
+    sizes = RWKV7Config(
+        vocab_size=max(letters, answers),
+        width=config.width,
+        layers=layers,
+        head_size=config.head_size,
+        **{f"{rank}_rank": config.rank for rank in ("decay", "iclr", "value", "gate")},
+        iclr_multiplier=multiplier,
     )
+    return Recurrent(answers, sizes)
 
 
 def train(
@@ -168,7 +180,7 @@ def _one(name: str, task: Task, config: StudyConfig, seed: int) -> dict[str, Any
             bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{record['accuracy']:.2f}", refresh=False)
     seconds = time.perf_counter() - began
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": count(model),
         "seconds": round(seconds, 1),
         "losses": losses[:: max(1, len(losses) // 100)],
         "accuracy": [round(value, 4) for value in evaluate(model, problem, config)],

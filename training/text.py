@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from mm_rwkv7.tokenizer import END_OF_TEXT
-from training.indexed import IndexedTokens
+from mm_rwkv7.tokenizer import END_OF_TEXT, Tokenizer
+from training.indexed import IndexedTokens, write_indexed
 
 FILES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
 Piece = tuple[int, int, int]  # document, first id, the id after the last
@@ -62,6 +63,12 @@ def open_text(path: str | Path, encode: Callable[[str], list[int]], column: str 
     if plain.suffix in (".bin", ".idx") or plain.with_name(f"{plain.name}.idx").is_file():
         return IndexedTokens(plain)
     return TextTable(path, encode, column)
+
+
+def prepare_text(path: str, out: str, column: str = "text") -> int:
+    """Write a table's texts as World ids to `out`.bin and `out`.idx; returns how many ids."""
+    rows = TextTable(path, Tokenizer().encode, column).rows
+    return write_indexed((row[column] for row in tqdm(rows, desc=Path(out).name, unit="text")), out)
 
 
 class TextData:

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,9 +144,8 @@ class _Training:
         return {"saved_mb": round(saved / 1e6, 2), "peak_mb": None if peak is None else round(peak / 1e6, 1)}
 
 
-def _portable(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-    *sequence, state = inputs
-    return wkv7_chunked(tuple(sequence), state)
+def _portable(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return wkv7_chunked(inputs[:6], inputs[6])
 
 
 def _ours(inputs: Inputs, dtype: torch.dtype) -> Inputs:

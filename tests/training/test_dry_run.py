@@ -7,8 +7,9 @@ import yaml
 
 from mm_rwkv7 import checkpoint
 from tests.training.packed_run import TRAINS, load, make_start, write_recipe
-from training.config import RECIPES, RunConfig, load_any
+from training.config import RECIPES, load_any
 from training.dry_run import dry_run
+from training.study import StudyConfig
 
 CPU = torch.device("cpu")
 
@@ -59,4 +60,4 @@ def test_a_run_that_cannot_begin_says_why(start: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_here_can_be_read(path: Path) -> None:
     run = load_any(path.stem)
-    assert not isinstance(run, RunConfig) or run.stages
+    assert isinstance(run, StudyConfig) or run.stages

@@ -12,6 +12,7 @@ import datasets
 import pytest
 
 from mm_rwkv7.tokenizer import Tokenizer
+from training.__main__ import main
 from training.indexed import IndexedTokens, write_tokens
 from training.text import TextData, TextTable, open_text
 
@@ -163,6 +164,20 @@ def test_tables_of_texts_are_read(kind: str, tmp_path: Path, monkeypatch: pytest
     found = [documents.read(i, 0, documents.length(i)).tolist() for i in range(len(documents))]
     assert found == [[*encode(text), 0] for text in texts]
     assert documents.read(1, 2, 4).tolist() == found[1][2:4]
+
+
+def test_texts_are_prepared_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["One.", "Two two."]
+    datasets.Dataset.from_dict({"words": texts}).save_to_disk(tmp_path / "data")
+    arguments = ["prepare", str(tmp_path / "data"), str(tmp_path / "out" / "it"), "--text", "--column", "words"]
+    assert main(arguments) == 0
+    encode = Tokenizer().encode
+    count = sum(len(encode(text)) + 1 for text in texts)
+    assert capsys.readouterr().out == f"{tmp_path / 'out' / 'it'}: {count} ids\n"
+    found = IndexedTokens(tmp_path / "out" / "it")
+    assert [found.read(i, 0, 99).tolist() for i in range(2)] == [[*encode(text), 0] for text in texts]
+    assert main([*arguments[:-2]]) == 2
+    assert "has the columns ['words'], expected 'text'" in capsys.readouterr().err
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
