@@ -1,6 +1,7 @@
-"""`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]` trains, and
+"""`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]` trains, alone or under torchrun, and
 `python -m training prepare IN OUT` writes shards (`training.prepare`)."""
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -16,24 +17,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return prepare(given[1:])
     parser = Parser(prog="python -m training", description="Train a model by a recipe.")
     parser.add_argument("recipe", help="a name in training/recipes/, or a YAML file")
-    parser.add_argument("--data", help="folder of the parquet tables (see docs/training.md)")
+    parser.add_argument("--data", help="folder of the data (see docs/training.md)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what it takes, and stop")
     return run_command(parser, given, _train)
 
 
 def _train(options: Namespace) -> None:
-    from training.config import describe, load_recipe
-
-    run = load_recipe(options.recipe, [*options.set, *([f"data={options.data}"] if options.data else [])])
-    if options.dry_run:
-        print(describe(run))
-        return
     from mm_rwkv7.weights import choose_device
+    from training.config import RunConfig, describe, load_any
+
+    run = load_any(options.recipe, [*options.set, *([f"data={options.data}"] if options.data else [])])
+    if not isinstance(run, RunConfig):
+        from training.state_tracking import run_study
+
+        print(describe(run) if options.dry_run else run_study(run))
+        return
+    device = choose_device(options.device)
+    if options.dry_run:
+        from training.dry_run import dry_run
+
+        print(dry_run(run, device, int(os.environ.get("WORLD_SIZE", "1"))))
+        return
     from training.run import train
 
-    print(train(run, choose_device(options.device)))
+    place = train(run, device)
+    if os.environ.get("RANK", "0") == "0":
+        print(place)
 
 
 if __name__ == "__main__":

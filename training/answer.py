@@ -18,8 +18,8 @@ from mm_rwkv7.state import State
 from training.augment import AUGMENTATIONS, Augmentation, changed, masked
 from training.data import AnySample
 from training.hearing import Features, SoundSample
-from training.loop import Stage
 from training.sources import Sample
+from training.stage import Stage
 
 IGNORED = -100  # F.cross_entropy's own
 CAPTION_SHARE = 0.25  # of the pictures are also described

@@ -11,6 +11,7 @@ from mm_rwkv7 import checkpoint
 from mm_rwkv7.command import Parser, run_command
 from mm_rwkv7.pipeline import Pipeline
 from training.config import RECIPES, RunConfig, load_recipe
+from training.models import picture_side
 from training.run import data_of
 from training.score import score, table
 
@@ -20,19 +21,15 @@ CARD = RECIPES / "nano.md"
 def bundle(run: Path, data: str, out: Path, limit: int) -> None:
     """Write `run`'s model to `out` in fp16, score it as it stands there, and put the scores into its card."""
     config: RunConfig = load_recipe(str(run / "config.yaml"), [f"data={data}"])
-    if config.tower is None:
-        raise ValueError(f"{run} is no run of the recipe nano: its model cannot see")
     checkpoint.save(checkpoint.load(run / "model"), out, "", torch.float16)
     pipeline = Pipeline.from_pretrained(out)
     sources = data_of(config)
     scores = score(pipeline, sources, limit)
-    (out / "README.md").write_text(
-        _card(config, config.tower.image_size, pipeline, table(scores), len(sources["emoji"].labels)), "utf-8"
-    )
+    (out / "README.md").write_text(_card(config, pipeline, table(scores), len(sources["emoji"].labels)), "utf-8")
     print(table(scores))
 
 
-def _card(config: RunConfig, side: int, pipeline: Pipeline, scores: str, emoji: int) -> str:
+def _card(config: RunConfig, pipeline: Pipeline, scores: str, emoji: int) -> str:
     from mm_rwkv7.synthetic.scenes import WORDS
 
     millions = {
@@ -45,7 +42,7 @@ def _card(config: RunConfig, side: int, pipeline: Pipeline, scores: str, emoji: 
     return CARD.read_text(encoding="utf-8").format(
         parameters=sum(millions.values()),
         **millions,
-        side=side,
+        side=picture_side(config),
         tokens=pipeline.model.image_tokens,
         words=len(WORDS),
         emoji=emoji,

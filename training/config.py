@@ -2,71 +2,22 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from encoders.build import SoundEncoderConfig
-from encoders.timm_tower import TimmTowerConfig
+from encoders.build import SoundEncoderConfig, TowerConfig
 from mm_rwkv7.config import PromptTemplate
 from mm_rwkv7.hearing import SoundConfig
-from mm_rwkv7.projector import ProjectorConfig
+from mm_rwkv7.projector import AnyProjectorConfig, ProjectorConfig
 from mm_rwkv7.rwkv7 import RWKV7Config
 from mm_rwkv7.typed import build
+from training.settings import EngineConfig, SourceConfig, StageConfig
+from training.study import StudyConfig
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-# What a stage of each kind may train; None is any of PARTS.
-KINDS: dict[str, tuple[str, ...] | None] = {"tower": ("tower",), "tagging": ("sound_encoder",), "answer": None}
-PARTS = ("tower", "projector", "sound_encoder", "sound_projector", "lm")
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """One stage of a run.
-
-    kind: "tower" pretrains the tower on picture-caption pairs and attribute targets; "tagging" the sound encoder on
-        what is heard and when; "answer" trains on questions and answers.
-    train: the parts whose parameters change, out of `PARTS`; the others stay frozen.
-    data: how often each source is drawn, relative to the others.
-    batch: pictures and sounds a step; each answers up to `questions` of its questions from one shared state.
-    blind: leave pictures and sounds out, so that the language model learns the words alone.
-    """
-
-    name: str
-    kind: str
-    train: tuple[str, ...]
-    data: dict[str, float]
-    steps: int
-    batch: int
-    learning_rate: float
-    questions: int = 8
-    blind: bool = False
-    warmup: int = 100
-    final_learning_rate: float = 0.02  # as a share of the peak, reached along a cosine
-    weight_decay: float = 0.1
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"stage {self.name!r} has kind {self.kind!r}, expected one of {', '.join(KINDS)}")
-        if unknown := set(self.train) - set(PARTS):
-            raise ValueError(f"stage {self.name!r} trains {sorted(unknown)}, expected some of {', '.join(PARTS)}")
-        if self.train != (KINDS[self.kind] or self.train):
-            raise ValueError(
-                f"stage {self.name!r} is of kind {self.kind!r} and trains {list(self.train)}, "
-                f"expected {list(KINDS[self.kind] or ())}"
-            )
-        if not self.train or (self.blind and self.train != ("lm",)):
-            raise ValueError(f"stage {self.name!r} trains {list(self.train)}, which learns nothing from its batches")
-        for name in ("steps", "batch", "questions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"stage {self.name!r} has {name} {getattr(self, name)}, expected at least 1")
-        if not self.data or min(self.data.values()) < 0 or not any(self.data.values()):
-            raise ValueError(f"stage {self.name!r} draws from {self.data}, expected sources with positive weights")
 
 
 @dataclass(frozen=True)
@@ -87,14 +38,19 @@ class RunConfig:
 
     `start` names a checkpoint ("nano", "hf:owner/repo", a folder) whose weights and vocabulary the run begins with;
     without it the weights are random and the vocabulary is what the data can say. `template` (as a whole) and
-    `max_new_tokens` replace those of `start` where the recipe names them.
+    `max_new_tokens` replace those of `start` where the recipe names them. Parts that the recipe leaves out are those of
+    `start`; a tower and a projector that `start` lacks are put before its language model, the tower with its published
+    weights unless `published_tower` says no.
+
+    `sources` are what the stages that read packs draw from, by name. `feature_cache` is a folder that keeps what the
+    tower, where it is frozen, tells of each picture, so that it tells it once.
     """
 
     run: str
-    tower: TimmTowerConfig | None = None
-    lm: dict[str, Any]  # RWKV7Config without its vocabulary, which comes from the data
-    projector: dict[str, Any] | None = None  # ProjectorConfig without its input width, which is the tower's
     stages: tuple[StageConfig, ...]
+    tower: TowerConfig | None = None
+    lm: dict[str, Any] | None = None  # RWKV7Config without its vocabulary, which comes from the data
+    projector: dict[str, Any] | None = None  # a projector's config without its input width, which is the tower's
     sound: HearingRecipe | None = None
     template: PromptTemplate | None = None
     max_new_tokens: int | None = None
@@ -105,8 +61,16 @@ class RunConfig:
     keep: int = 2
     workers: int = 1
     precision: str = "auto"
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    feature_cache: str | None = None
+    published_tower: bool = True
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
+        for name, source in self.sources.items():
+            if not isinstance(source, SourceConfig):  # `build` does not look into dictionaries
+                source = build(SourceConfig, source, f"sources.{name}")
+            object.__setattr__(self, "sources", {**self.sources, name: source})
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}, expected 'auto', 'fp32' or 'bf16'")
         for name in ("checkpoint_every", "keep"):
@@ -114,24 +78,44 @@ class RunConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if len({stage.name for stage in self.stages}) != len(self.stages):
             raise ValueError("two stages have the same name")
-        self.lm_config(1)
-        self.projector_config(1)
+        self._check_parts()
         self.sound_config(())
-        if (self.tower is None) != (self.projector is None):
-            raise ValueError("a tower needs a projector and a projector needs a tower")
-        senses = {
-            "tower": ({"tower", "projector"}, self.tower),
-            "sound": ({"sound_encoder", "sound_projector"}, self.sound),
-        }
-        for name, (parts, sense) in senses.items():
+        senses = (
+            ("tower", {"tower", "projector"}, self.tower, self.sound),
+            ("sound", {"sound_encoder", "sound_projector"}, self.sound, self.tower),
+        )
+        for name, parts, sense, other in senses:
+            lacks = sense is None and (self.start is None or other is not None)
             for stage in self.stages:
-                if sense is None and (wrong := parts.intersection(stage.train)):
+                if lacks and (wrong := parts.intersection(stage.train)):
                     raise ValueError(f"stage {stage.name!r} trains {sorted(wrong)}, but the recipe has no {name}")
-        if self.tower is None and self.sound is None:
-            raise ValueError("the recipe has neither a tower nor a sound")
         if self.start is None:
             for name, value in {"template": PromptTemplate(), "max_new_tokens": 64, **self.prompt}.items():
                 object.__setattr__(self, name, value)
+
+    def _check_parts(self) -> None:
+        parts = {"tower": self.tower, "lm": self.lm, "projector": self.projector}
+        drawing = [stage.name for stage in self.stages if not stage.packed]
+        if self.tower is None and (self.sound is not None or all(stage.kind == "text" for stage in self.stages)):
+            parts = {"lm": self.lm}  # nothing is seen
+        missing = [name for name, part in parts.items() if part is None]
+        if missing and (drawing or self.start is None):
+            who = f"stage {drawing[0]!r} needs them" if drawing else "it has no start"
+            raise ValueError(f"the recipe lacks {missing}, and {who}")
+        if (self.tower is None) != (self.projector is None):
+            raise ValueError("a tower needs a projector and a projector needs a tower")
+        if self.lm is not None:
+            self.lm_config(1)
+        if self.projector is not None:
+            self.projector_config(1)
+        if any(stage.kind == "state" for stage in self.stages[:-1]):
+            raise ValueError("a state belongs to the weights that it was tuned with: its stage comes last")
+        for stage in self.stages:
+            if stage.packed and (unknown := set(stage.data) - set(self.sources)):
+                raise ValueError(
+                    f"stage {stage.name!r} draws from {sorted(unknown)}, expected some of the recipe's sources "
+                    f"{sorted(self.sources)}"
+                )
 
     @property
     def prompt(self) -> dict[str, Any]:
@@ -140,12 +124,13 @@ class RunConfig:
         return {name: value for name, value in fields.items() if value is not None}
 
     def lm_config(self, vocab_size: int) -> RWKV7Config:
+        assert self.lm is not None
         return build(RWKV7Config, {"vocab_size": vocab_size, **self.lm}, "lm")
 
-    def projector_config(self, input_width: int) -> ProjectorConfig | None:
+    def projector_config(self, input_width: int) -> AnyProjectorConfig | None:
         if self.projector is None:
             return None
-        return build(ProjectorConfig, {"input_width": input_width, **self.projector}, "projector")
+        return build(AnyProjectorConfig, {"input_width": input_width, **self.projector}, "projector")
 
     def sound_config(self, labels: Sequence[str]) -> SoundConfig | None:
         if self.sound is None:
@@ -158,6 +143,14 @@ class RunConfig:
 def load_recipe(recipe: str, changes: Sequence[str] = ()) -> RunConfig:
     """Read a recipe by name or path and apply `key=value` changes; keys reach inside with dots, stages by name
     (`stages.tower.steps=10`), values are YAML."""
+    run = load_any(recipe, changes)
+    if not isinstance(run, RunConfig):
+        raise ValueError(f"{recipe} is the study {run.study!r}, expected a recipe with stages")
+    return run
+
+
+def load_any(recipe: str, changes: Sequence[str] = ()) -> RunConfig | StudyConfig:
+    """`load_recipe`, and studies, which have a field `study`."""
     path = RECIPES / f"{recipe}.yaml"
     if not path.is_file():
         path = Path(recipe)
@@ -168,14 +161,20 @@ def load_recipe(recipe: str, changes: Sequence[str] = ()) -> RunConfig:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
         for change in changes:
             _apply(fields, change)
-        return build(RunConfig, fields, "recipe")
+        return build(StudyConfig if "study" in fields else RunConfig, fields, "recipe")
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def describe(run: RunConfig) -> str:
+def describe(run: RunConfig | StudyConfig) -> str:
     """The resolved recipe as YAML."""
-    return yaml.safe_dump(json.loads(json.dumps(asdict(run))), sort_keys=False)
+    return yaml.safe_dump(plain(run), sort_keys=False)
+
+
+def plain(run: RunConfig | StudyConfig) -> dict[str, Any]:
+    """The resolved recipe as JSON has it."""
+    fields: dict[str, Any] = json.loads(json.dumps(asdict(run)))
+    return fields
 
 
 def _apply(fields: Any, change: str) -> None:

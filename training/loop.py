@@ -1,122 +1,245 @@
-"""The loop: draw a batch, take a step, log it, keep a checkpoint now and then, and go on where it stopped.
+"""The loop: take the batches of a step, learn from them, log it, keep a checkpoint now and then, and go on where it
+stopped.
 
-A batch is a pure function of (seed, stage, step), so that resuming needs no position in the data.
+What a step does is a function of the checkpoint before it and of the step's number: random numbers are drawn from the
+seed, the stage, the step and the process, and the data from a position that the checkpoint holds.
 """
 
-import json
 import math
-import random
-import shutil
-import sys
+import signal
 import time
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from torch.utils.data import DataLoader, Dataset
+from torch.optim import AdamW
 from tqdm import tqdm
 
+from mm_rwkv7.bench.roofline import device_peak
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.weights import replacing
-from training.config import RunConfig, StageConfig, describe
-from training.data import AnySource
-from training.optim import build_optimizer, gradient_norm, set_learning_rate
+from training.checkpoints import Checkpoints, cut_log
+from training.config import RunConfig, describe, plain
+from training.distributed import World
+from training.feed import Batch, Feed
+from training.logs import Log, Silent, peak_memory
+from training.optim import Average, build_optimizer, gradient_norm, set_learning_rate
+from training.parallel import spread, synchronised, whole
+from training.settings import StageConfig
+from training.sizes import step_operations
+from training.stage import Stage
+
+ENDED = 128 + signal.SIGTERM  # the exit code of a run that was told to end
+TOLD = ("samples", "position", "faults")  # of a pack, what the model does not read
+USUAL = 0.98  # what the usual loss keeps of itself a step
 
 
-class Stage(nn.Module):
-    """How samples become a batch, and a batch a loss. A stage holds the whole model, beside what only it needs, so
-    that every checkpoint holds what the next stage starts from."""
+@dataclass(frozen=True)
+class Outcome:
+    """One step, over all processes: the mean loss, what is logged beside it, and the loss of each of this process's
+    packs, which can tell a bad one."""
 
-    def __init__(self, model: MMRWKV7) -> None:
-        super().__init__()
-        self.model = model
-
-    def collate(self, drawn: Sequence[tuple[str, Any]], rng: random.Random) -> dict[str, Any]:
-        """(source, sample) pairs, of the kinds of samples that the stage is made for -> one batch of tensors."""
-        raise NotImplementedError
-
-    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        """-> (scalar loss, what to log beside it)."""
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        """Called after the last step, and again if a run that was done is started anew."""
-
-
-class Steps(Dataset[dict[str, Any]]):
-    """The batch of every step of a stage, drawn from its sources by weight."""
-
-    def __init__(self, stage: Stage, config: StageConfig, sources: Mapping[str, AnySource], seed: int) -> None:
-        self.stage, self.config, self.sources, self.seed = stage, config, sources, seed
-
-    def __len__(self) -> int:
-        return self.config.steps
-
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        rng = random.Random(f"{self.seed} {self.config.name} {step}")
-        names = rng.choices(list(self.config.data), list(self.config.data.values()), k=self.config.batch)
-        return self.stage.collate([(name, self.sources[name].train(rng)) for name in names], rng)
+    loss: float
+    report: dict[str, float]
+    tokens: float
+    norm: float
+    packs: tuple[float, ...]
 
 
 def train_stage(
     stage: Stage,
     config: StageConfig,
     run: RunConfig,
-    sources: Mapping[str, AnySource],
+    feed: Feed,
     folder: Path,
     offset: int,
-) -> None:
+    world: World,
+    remake: Callable[[MMRWKV7], Stage],
+) -> Stage:
     """Run one stage to its end. `offset` counts the steps of the stages before it: a run numbers its steps
-    through."""
+    through. `remake` makes the same stage around another model, for one that was sharded. -> the finished stage."""
+    half = autocast_wanted(run.precision, world.device)
+    operations = step_operations(stage)
+    module = spread(stage, run.engine, world, half)
     optimizer = build_optimizer(stage.named_parameters(), config)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    device = parameters[0].device
-    start = _resume(folder, offset, stage, optimizer)
-    steps = range(start, config.steps)
-    workers = run.workers if sys.platform == "linux" else 0  # sources are shared by forking
-    loader = DataLoader(
-        Steps(stage, config, sources, run.seed),
-        sampler=steps,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        multiprocessing_context="fork" if workers else None,
-    )
-    half = autocast_wanted(run.precision, device)
+    average = Average(stage.named_parameters(), config.ema) if config.ema else None
+    asynchronous = world.device.type == "cuda" if run.engine.asynchronous is None else run.engine.asynchronous
+    checkpoints = Checkpoints(folder, offset, run.keep, stage, optimizer, average, world, asynchronous)
+    progress = checkpoints.resume()
+    if world.first:
+        cut_log(folder / "log.jsonl", offset + progress.step)
     began = time.time()
     with (
-        (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1) as log,
-        tqdm(total=config.steps, initial=start, desc=config.name, unit="step") as bar,
+        _log(folder, run, world) as log,
+        _told_to_end() as told,
+        tqdm(total=config.steps, initial=progress.step, desc=config.name, unit="step", disable=not world.first) as bar,
     ):
-        for step, batch in zip(steps, loader, strict=True):
+        batches = feed.steps(progress.step, progress.position, world)
+        for step in range(progress.step, config.steps):
             tick = time.perf_counter()
+            packs = next(batches)
+            waited = time.perf_counter() - tick
             rate = set_learning_rate(optimizer, config, step)
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                loss, report = stage.loss(_to(batch, device))
-            if not torch.isfinite(loss):
-                raise RuntimeError(f"stage {config.name}, step {step}: the loss is {loss.item()}")
-            loss.backward()
-            norm = gradient_norm(parameters, config.clip)
-            if not math.isfinite(norm):
-                raise RuntimeError(f"stage {config.name}, step {step}: the norm of the gradients is {norm}")
-            optimizer.step()
+            torch.manual_seed(zlib.crc32(f"{run.seed} {config.name} {step} {world.rank}".encode()))
+            outcome = _learn(module, stage, packs, optimizer, config.clip, world, half)
+            wrong = _wrong(outcome, progress.usual, run.engine.spike)
+            named = [] if wrong is None else _samples(packs, outcome, world)
+            if wrong is None:
+                optimizer.step()
+                if average is not None:
+                    average.take(step)
+                usual = outcome.loss if progress.usual is None else progress.usual
+                progress.usual = USUAL * usual + (1 - USUAL) * outcome.loss
+            elif run.engine.on_bad_loss == "stop":
+                of = f"; the samples were {', '.join(named)}" if named else ""
+                raise RuntimeError(f"stage {config.name}, step {step}: {wrong}{of}")
             optimizer.zero_grad(set_to_none=True)
-            seconds = time.perf_counter() - tick
-            report = {name: value for name, value in report.items() if math.isfinite(value)}
-            tokens = report.pop("tokens", float(config.batch))
-            record = {"step": offset + step + 1, "stage": config.name, "loss": loss.item(), "lr": rate}
-            record |= {"grad_norm": norm, "tokens": tokens, "tokens_per_s": tokens / seconds}
-            record |= {"time": time.time() - began, **report}
-            log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in record.items()}) + "\n")
+            progress.step = step + 1
+            progress.tokens += int(outcome.tokens)
+            record = {"step": offset + step + 1, "stage": config.name, "loss": outcome.loss, "lr": rate}
+            record |= _speed(outcome.tokens, time.perf_counter() - tick, waited, operations, world)
+            record |= {"tokens_seen": progress.tokens, "time": time.time() - began, "grad_norm": outcome.norm}
+            record |= outcome.report
+            if left_out := [fault for several in world.gather(_faults(packs)) for fault in several]:
+                record["left_out"] = left_out
+            if wrong is not None:
+                record |= {"skipped": wrong, "samples": named}
+            log.write(record)
             bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            if (step + 1) % run.checkpoint_every == 0 or step + 1 == config.steps:
-                _keep(folder, offset + step + 1, stage, optimizer, run.keep)
+            bar.set_postfix(loss=f"{outcome.loss:.3f}", refresh=False)
+            ending = bool(world.sum([told.signalled])[0])
+            if ending or (step + 1) % run.checkpoint_every == 0 or step + 1 == config.steps:
+                progress.position = packs[-1].get("position")
+                checkpoints.save(progress)
+            if ending:
+                checkpoints.finish()
+                raise SystemExit(ENDED)
+    checkpoints.finish()
+    if average is not None:
+        average.finish()
+    stage = whole(stage, remake)
     stage.finish()
+    return stage
+
+
+def _learn(
+    module: nn.Module,
+    stage: Stage,
+    packs: Sequence[Batch],
+    optimizer: AdamW,
+    clip: float,
+    world: World,
+    half: bool,
+) -> Outcome:
+    """The gradients of a step, clipped. The loss is the mean over all that the step's packs hold, wherever they lie."""
+    device = world.device
+    weights = [stage.weight(pack) for pack in packs]
+    (whole,) = world.sum([sum(weights)])
+    losses, reports = [], []
+    for i, (pack, weight) in enumerate(zip(packs, weights, strict=True)):
+        with synchronised(module, last=i + 1 == len(packs)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                loss, report = module({name: _to(value, device) for name, value in pack.items() if name not in TOLD})
+            # Processes are averaged over when gradients are exchanged.
+            share = weight * world.size / whole if whole else 0.0
+            (loss * share if share != 1 else loss).backward()
+        losses.append(loss.detach())
+        reports.append(report)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = gradient_norm(parameters, clip)
+    found = tuple(float(loss) for loss in losses)
+    mean, reported, tokens = _means(found, reports, weights, world)
+    return Outcome(mean, reported, tokens, norm, found)
+
+
+def _means(
+    losses: Sequence[float], reports: Sequence[Mapping[str, float]], weights: Sequence[float], world: World
+) -> tuple[float, dict[str, float], float]:
+    """-> (loss, what is reported beside it, as means by weight over all processes' packs; the sum of their tokens)."""
+    if len(losses) == world.size == 1:
+        report = {name: value for name, value in reports[0].items() if math.isfinite(value)}
+        tokens = report.pop("tokens", 1.0)
+        return losses[0], report, tokens
+    names = sorted(set().union(*reports) - {"tokens"})  # every stage reports the same of every pack
+    sums = [
+        sum(weights),
+        sum(report.get("tokens", 1.0) for report in reports),
+        *(
+            sum(w * v for w, v in zip(weights, values, strict=True) if w)
+            for values in (losses, *([report[name] for report in reports] for name in names))
+        ),
+    ]
+    whole, tokens, loss, *others = world.sum(sums)
+    whole = whole or 1.0
+    return loss / whole, {name: value / whole for name, value in zip(names, others, strict=True)}, tokens
+
+
+def _speed(tokens: float, seconds: float, waited: float, operations: float, world: World) -> dict[str, float]:
+    """What a step tells of the machine: of all processes, but for the memory, which is this one's peak."""
+    told = {"tokens": tokens, "tokens_per_s": tokens / seconds, "waited_s": waited}
+    if (peak := device_peak(world.device)) is not None:
+        told["mfu"] = operations * tokens / seconds / (peak * world.size)
+    return told | {"memory_mb": peak_memory(world.device)}
+
+
+def _wrong(outcome: Outcome, usual: float | None, spike: float) -> str | None:
+    if not math.isfinite(outcome.loss):
+        return f"the loss is {outcome.loss}"
+    if not math.isfinite(outcome.norm):
+        return f"the norm of the gradients is {outcome.norm}"
+    if spike and usual is not None and outcome.loss > spike * usual:
+        return f"the loss is {outcome.loss:.4g}, more than {spike:g} times the usual {usual:.4g}"
+    return None
+
+
+def _samples(packs: Sequence[Batch], outcome: Outcome, world: World) -> list[str]:
+    """The samples of the packs whose loss is no number, or else of the pack whose loss is the largest."""
+    mine = [
+        (-math.inf if math.isfinite(loss) else 0.0, loss, list(map(str, pack.get("samples", ()))))
+        for loss, pack in zip(outcome.packs, packs, strict=True)
+    ]
+    every = [pack for process in world.gather(mine) for pack in process]
+    bad = [samples for no_number, _, samples in every if no_number == 0.0]
+    if not bad:
+        bad = [max(every, key=lambda pack: pack[1])[2]]
+    return [sample for samples in bad for sample in samples]
+
+
+def _faults(packs: Sequence[Batch]) -> list[str]:
+    """What was left out on the way to these packs."""
+    return [str(fault) for pack in packs for fault in pack.get("faults", ())]
+
+
+class _Told:
+    signalled = 0.0
+
+
+@contextmanager
+def _told_to_end() -> Iterator[_Told]:
+    """Machines that are lent say SIGTERM before they go: the step is finished and kept."""
+    told = _Told()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        told.signalled = 1.0
+
+    try:
+        before = signal.signal(signal.SIGTERM, handle)
+    except ValueError:  # not the main thread, which alone hears signals
+        yield told
+        return
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _log(folder: Path, run: RunConfig, world: World) -> Log:
+    return Log(folder, run.engine.log, plain(run)) if world.first else Silent()
 
 
 def autocast_wanted(precision: str, device: torch.device) -> bool:
@@ -143,47 +266,5 @@ def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: _to(item, device) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_to(item, device) for item in value]
+        return type(value)(_to(item, device) for item in value)
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-
-
-def kept_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that are there, oldest first."""
-    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
-
-
-def _states(stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {"stage": stage.state_dict(), "optimizer": get_optimizer_state_dict(stage, optimizer)}
-
-
-def _keep(folder: Path, step: int, stage: Stage, optimizer: torch.optim.Optimizer, number: int) -> None:
-    with replacing(folder / "checkpoints" / f"step-{step}") as draft:
-        dcp.save(_states(stage, optimizer), checkpoint_id=draft, no_dist=True)
-    for old in kept_steps(folder)[:-number]:
-        shutil.rmtree(folder / "checkpoints" / f"step-{old}")
-
-
-def _resume(folder: Path, offset: int, stage: Stage, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest checkpoint if it is of this stage, and forget what the log says of later steps; returns how
-    many of its steps are done."""
-    newest = max(kept_steps(folder), default=0)
-    _cut_log(folder / "log.jsonl", max(newest, offset))
-    if newest <= offset:
-        return 0
-    states = _states(stage, optimizer)
-    dcp.load(states, checkpoint_id=folder / "checkpoints" / f"step-{newest}", no_dist=True)
-    stage.load_state_dict(states["stage"])
-    set_optimizer_state_dict(stage, optimizer, states["optimizer"])
-    return newest - offset
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Keep the lines up to `step`; a kill may have left later ones, the last of them torn."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    whole = [line for line in lines if line.endswith("}")]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    draft.replace(path)

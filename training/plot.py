@@ -11,6 +11,8 @@ def plot_loss(folder: Path) -> None:
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
+        if record["loss"] is None:  # a step that was skipped because of it
+            continue
         steps, losses = curves.setdefault(record["stage"], ([], []))
         previous = losses[-1] if losses else record["loss"]
         steps.append(record["step"])

@@ -46,12 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", help="where the paths in a LLaVA file begin")
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, help="samples in a shard (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the samples")
+    parser.add_argument("--text", action="store_true", help="IN is a table of texts: write OUT.bin and OUT.idx")
+    parser.add_argument("--column", default="text", help="the texts' column, with --text (%(default)s)")
     return run_command(parser, arguments, _prepare)
 
 
 def _prepare(options: Namespace) -> None:
     from training.readers import open_indexed
 
+    if options.text:
+        from training.text import prepare_text
+
+        print(f"{options.out}: {prepare_text(options.source, options.out, options.column)} ids")
+        return
     reader = open_indexed(options.source, options.folder)
     samples, skipped = prepare(reader, options.out, options.shard_size, options.seed)
     print(f"{options.out}: {samples} samples, {skipped} skipped")

@@ -1,38 +1,55 @@
-"""A run from its recipe: build the model from what the data says, train the stages in order, keep the result."""
+"""A run from its recipe: build the model, train the stages in order, keep what each leaves."""
 
-import dataclasses
 import os
+import zlib
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import nn
 
-from encoders.timm_tower import TimmTower
 from mm_rwkv7 import checkpoint
-from mm_rwkv7.config import MMConfig
-from mm_rwkv7.initialisation import initialise
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Processor
-from mm_rwkv7.tokenizer import Tokenizer
-from training.answer import AnswerStage, turns
-from training.config import RunConfig, StageConfig
+from training.adapters import LoRAStage
+from training.answer import AnswerStage
+from training.checkpoints import kept_steps
+from training.config import RunConfig
 from training.data import SOUND_SOURCES, UNLABELLED, AnySource, open_sources
+from training.distributed import World, joined
+from training.feature_cache import FeatureCache
+from training.feed import Drawn, Feed, Packs
 from training.hearing import SoundSource
-from training.loop import kept_steps, train_stage, write_config
+from training.loop import train_stage, write_config
+from training.models import build_model, continued_model, picture_side
+from training.packed import PackedStage, StateStage
+from training.packs import open_readers, open_stream
 from training.plot import plot_loss
-from training.samples import write_samples
+from training.samples import write_conversations, write_samples
+from training.settings import StageConfig
 from training.sources import SOURCES, Source
+from training.stage import Stage
+from training.streamed import StreamedStage
 from training.tagging import TaggingStage
 from training.tower import TowerStage
 
 
 def train(run: RunConfig, device: torch.device) -> Path:
-    """Train every stage of `run`, going on where an earlier call stopped; returns the folder of the model."""
+    """Train every stage of `run`, going on where an earlier call stopped; returns the folder of the model. Under
+    torchrun all processes train together."""
+    with joined(device) as world:
+        return train_in(world, run)
+
+
+def train_in(world: World, run: RunConfig) -> Path:
+    """The same as one of the processes of a `world`, which all come here."""
     folder = Path(run.run)
-    write_config(folder, run)
+    if world.first:
+        write_config(folder, run)
     # The CPU's matrix library prepares a product for each shape it meets; batches have more shapes than it keeps.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
     sources = data_of(run)
@@ -41,110 +58,117 @@ def train(run: RunConfig, device: torch.device) -> Path:
         model, processor = build_model(run, sources)
     else:
         model, processor = continued_model(run)
-    model.to(device)
     offset = 0
+    world.barrier()
     done = max(kept_steps(folder), default=0)
     for config in run.stages:
         if offset + config.steps < done:  # a later stage's checkpoint holds all that this one left
             offset += config.steps
             continue
-        module = _stage(config, model, processor, sources).to(device)
-        drawn = {name: sources[name] for name in config.data}
-        train_stage(module, config, run, drawn, folder, offset)
-        offset += config.steps
-        checkpoint.save(model, folder / "model", card=f"Trained by the recipe in ../config.yaml, {offset} steps.\n")
-        plot_loss(folder)
-        if config.kind == "answer":
-            write_samples(model, drawn.items(), folder, offset)
-    return folder / "model"
+        make = partial(make_stage, config, processor, sources)
+        torch.manual_seed(zlib.crc32(f"{run.seed} {config.name}".encode()))  # what is begun here does not know what ran
+        stage = make(model).to(world.device)
+        feed = feed_of(config, run, stage, processor, sources)
+        stage = train_stage(stage, config, run, feed, folder, offset, world, make)
+        model, offset = stage.model, offset + config.steps
+        if world.first:
+            _keep(stage, config, run, sources, folder, offset)
+        world.barrier()
+    return folder / ("state.safetensors" if _tunes_start(run) else "model")
 
 
 def data_of(run: RunConfig) -> dict[str, AnySource]:
-    """Every source that some stage of `run` draws from. A ValueError names one that a stage or the model cannot use."""
-    for stage in run.stages:
+    """Every source of samples that some stage of `run` draws from. A ValueError names one that a stage or the model
+    cannot use."""
+    drawing = [stage for stage in run.stages if not stage.packed]
+    for stage in drawing:
         wrong = {"tower": set(SOUND_SOURCES), "tagging": {*SOURCES, *UNLABELLED}}.get(stage.kind, set())
         for sources, sense in ((SOURCES, run.tower), (SOUND_SOURCES, run.sound)):
             if sense is None:
                 wrong = {*wrong, *sources}
         if wrong := wrong.intersection(stage.data):
             raise ValueError(f"stage {stage.name!r} of kind {stage.kind!r} cannot learn from {sorted(wrong)}")
-    size = 0 if run.tower is None else run.tower.image_size
-    return open_sources((name for stage in run.stages for name in stage.data), Path(run.data), size)
+    if not drawing:
+        return {}
+    size = 0 if run.tower is None else picture_side(run)
+    return open_sources((name for stage in drawing for name in stage.data), Path(run.data), size)
 
 
-def build_model(run: RunConfig, sources: Mapping[str, AnySource]) -> tuple[MMRWKV7, Processor]:
-    """A fresh model whose vocabulary is what the sources can say, and its processor."""
-    with torch.device("meta"):
-        width = 0 if run.tower is None else TimmTower(run.tower).width
-        full = MMConfig(
-            lm=run.lm_config(65536),
-            tower=run.tower,
-            projector=run.projector_config(width),
-            sound=run.sound_config(labels(run, sources)),
-            **run.prompt,
-        )
-        unbuilt = MMRWKV7(full)
-    spelling = Pipeline(unbuilt).processor
-    texts = {text for source in sources.values() for text in source.texts()}
-    pieces = (piece for text in texts for piece in (text, *turns(spelling, text, text)))
-    vocabulary = Tokenizer.trim(pieces)
-    model = MMRWKV7(dataclasses.replace(full, lm=run.lm_config(len(vocabulary)), vocabulary=vocabulary))
-    initialise(model.lm)
-    return model, Pipeline(model).processor
-
-
-def labels(run: RunConfig, sources: Mapping[str, AnySource]) -> list[str]:
-    """What the tagging stages teach the sound encoder to name, in the order of their sources."""
-    names = (name for stage in run.stages if stage.kind == "tagging" for name in stage.data)
-    return list(dict.fromkeys(label for name in names for label in sources[name].labels))
-
-
-def continued_model(run: RunConfig) -> tuple[MMRWKV7, Processor]:
-    """The model that `run.start` names, which must have the sizes of the recipe, and its processor. It is asked as the
-    recipe says, where that says anything."""
-    assert run.start is not None
-    pipeline = Pipeline.from_pretrained(run.start, device="cpu", dtype="fp32")
-    config = pipeline.model.config
-    width = 0 if config.projector is None else config.projector.input_width
-    heard = () if config.sound is None else config.sound.labels
-    expected = {
-        "tower": run.tower,
-        "projector": run.projector_config(width),
-        "lm": run.lm_config(config.lm.vocab_size),
-        "sound": run.sound_config(heard),
-    }
-    for name, wants in expected.items():
-        has = getattr(config, name)
-        if has != wants:
-            raise ValueError(f"{run.start} has the {name} {has}, the recipe wants {wants}")
-    pipeline.model.config = dataclasses.replace(config, **run.prompt)
-    return pipeline.model, Pipeline(pipeline.model).processor
-
-
-def _stage(
-    config: StageConfig, model: MMRWKV7, processor: Processor, sources: Mapping[str, AnySource]
-) -> TowerStage | TaggingStage | AnswerStage:
-    model.requires_grad_(False).eval()
-    trained = _parts(model)
-    for name in config.train:
-        for part in trained[name]:
-            part.requires_grad_(True).train()
+def feed_of(
+    config: StageConfig, run: RunConfig, stage: Stage, processor: Processor, sources: Mapping[str, AnySource]
+) -> Feed:
+    """Where the stage's batches come from."""
+    if config.packed:
+        cache = None
+        if run.feature_cache is not None and isinstance(stage, PackedStage) and "tower" not in config.train:
+            cache = stage.cache = FeatureCache(run.feature_cache, stage.model)
+        return Packs(open_stream(config, run, processor, cache), config.batch, run.workers)
     drawn = {name: sources[name] for name in config.data}
+    return Drawn(stage, config, drawn, run.seed, run.workers)
+
+
+def make_stage(config: StageConfig, processor: Processor, sources: Mapping[str, AnySource], model: MMRWKV7) -> Stage:
+    """The stage around `model`, of which exactly what it trains takes gradients."""
+    model.requires_grad_(False).eval()
+    parts = _parts(model)
+    for name in config.train:
+        if name != "state" and name not in parts:
+            raise ValueError(f"stage {config.name!r} trains {name!r}, which the model does not have")
+        for part in parts.get(name, ()):
+            part.requires_grad_(True).train()
+    if config.freeze_embedding:
+        model.lm.emb.requires_grad_(False)
+    drawn = {name: sources[name] for name in config.data if name in sources}
     match config.kind:
         case "tower":
             return TowerStage(model, cast("dict[str, Source]", drawn), processor.tokenizer)
         case "tagging":
             return TaggingStage(model, cast("dict[str, SoundSource]", drawn))
-        case _:
+        case "answer":
             return AnswerStage(model, processor, config.questions, config.blind)
+        case "lora":
+            return LoRAStage(model, config)
+        case "state":
+            return StateStage(model, config)
+        case "text" if config.carried:
+            return StreamedStage(model, config)
+        case _:
+            return PackedStage(model, config)
 
 
 def _parts(model: MMRWKV7) -> dict[str, list[nn.Module]]:
-    """The modules that each name of `config.PARTS` stands for."""
+    """The modules that each name of `settings.PARTS` stands for."""
     parts: dict[str, list[nn.Module]] = {"lm": [model.lm]}
     if model.tower is not None and model.projector is not None:
-        parts |= {"tower": [model.tower], "projector": [model.projector]}
+        compressor = [] if model.compressor is None else [model.compressor]
+        parts |= {"tower": [model.tower], "projector": [model.projector, *compressor]}
     if (hearing := model.sound) is not None:
-        assert hearing.head is not None
-        parts |= {"sound_encoder": [hearing.encoder, hearing.head], "sound_projector": [hearing.projector]}
+        head = [] if hearing.head is None else [hearing.head]
+        parts |= {"sound_encoder": [hearing.encoder, *head], "sound_projector": [hearing.projector]}
     return parts
+
+
+def _keep(
+    stage: Stage, config: StageConfig, run: RunConfig, sources: Mapping[str, AnySource], folder: Path, step: int
+) -> None:
+    """What a finished stage leaves: the model, what belongs beside it, the loss as a picture, a few answers."""
+    model, state = stage.model, None
+    if not _tunes_start(run):
+        checkpoint.save(model, folder / "model", card=f"Trained by the recipe in ../config.yaml, {step} steps.\n")
+    stage.export(folder)
+    if isinstance(stage, StateStage):
+        owner = run.start if _tunes_start(run) and run.start else folder / "model"
+        state = replace(stage.state(), model=Pipeline.from_pretrained(owner, device="cpu").fingerprint)
+        state.save(folder / "state.safetensors")
+    plot_loss(folder)
+    if config.kind == "answer":
+        write_samples(model, ((name, sources[name]) for name in config.data), folder, step)
+    elif config.packed and config.kind != "text":
+        write_conversations(
+            model, open_readers(config, run), folder, step, None if state is None else replace(state, model="")
+        )
+
+
+def _tunes_start(run: RunConfig) -> bool:
+    """Whether all that the run learns is a state for the very checkpoint that it starts with."""
+    return run.start is not None and not run.prompt and [stage.kind for stage in run.stages] == ["state"]

@@ -1,18 +1,27 @@
 """What the model says to pictures and sounds that it was not trained on, to read beside the loss."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import soundfile
+import torch
 
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.pictures import load_picture
 from mm_rwkv7.pipeline import Pipeline
+from mm_rwkv7.processor import Message
+from mm_rwkv7.state import State
+from training.conversations import Fault, Reader
 from training.data import AnySample, AnySource, open_turn
 from training.hearing import RATE
+from training.media import at_hand
 from training.sources import Sample
 
 EACH = 4  # of each source
+LOOKED_AT = 100  # conversations of which some cannot be read
 
 
 def write_samples(model: MMRWKV7, sources: Iterable[tuple[str, AnySource]], folder: Path, step: int) -> None:
@@ -34,5 +43,68 @@ def write_samples(model: MMRWKV7, sources: Iterable[tuple[str, AnySource]], fold
             for question, expected in sample.qa:
                 said = pipeline.ask(question, state=state).text
                 lines.append({"file": file, "question": question, "expected": expected, "said": said})
+    _write(lines, folder, step)
+
+
+def write_conversations(
+    model: MMRWKV7, readers: Mapping[str, Reader], folder: Path, step: int, state: State | None = None
+) -> None:
+    """The same of conversations, the first ones of each source: what is said at the first answer, from `state` on.
+    They were trained on."""
+    pipeline = Pipeline(model)
+    folder = folder / "samples"
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for name, reader in readers.items():
+        drawn = (drawn for drawn, _ in reader.stream(0))
+        for i, talk in enumerate(islice((one for one in islice(drawn, LOOKED_AT) if not isinstance(one, Fault)), EACH)):
+            roles = [message["role"] for message in talk.messages]
+            asked = talk.messages[: roles.index("assistant")] if "assistant" in roles else ()
+            if not asked:
+                continue
+            try:
+                said = pipeline.chat([_readable(message) for message in asked], state=state).text
+                files = [_show(medium, folder / f"{name}-{i}-{j}", pipeline) for j, medium in enumerate(_media(asked))]
+            except ValueError as error:
+                lines.append({"id": talk.id, "error": str(error)})
+                continue
+            question = " ".join(part["text"] for part in _parts(asked) if part["type"] == "text")
+            expected = talk.messages[len(asked)]["content"]
+            line = {"id": talk.id, "files": files, "question": question, "expected": expected, "said": said}
+            lines.append(line)
+    _write(lines, folder, step)
+
+
+def _write(lines: Sequence[Mapping[str, Any]], folder: Path, step: int) -> None:
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / f"step-{step}.jsonl").write_text(text, encoding="utf-8")
+
+
+def _parts(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
+    contents = (message["content"] for message in messages)
+    several = ([{"type": "text", "text": one}] if isinstance(one, str) else one for one in contents)
+    return [part for parts in several for part in parts]
+
+
+def _media(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
+    return [part for part in _parts(messages) if part["type"] != "text"]
+
+
+def _readable(message: Message) -> Message:
+    """With pictures and sounds that `Processor` can read."""
+    if isinstance(message["content"], str):
+        return message
+    parts = [
+        part if (kind := part["type"]) == "text" else {**part, kind: at_hand(part[kind])} for part in message["content"]
+    ]
+    return {**message, "content": parts}
+
+
+def _show(medium: Mapping[str, Any], place: Path, pipeline: Pipeline) -> str:
+    """Write a picture or a sound to a file named after `place`; returns its name."""
+    if medium["type"] == "image":
+        load_picture(at_hand(medium["image"])).save(place.with_suffix(".png"))
+        return place.with_suffix(".png").name
+    sound = pipeline.processor.sound(at_hand(medium["audio"]))
+    soundfile.write(place.with_suffix(".flac"), torch.cat(list(sound.blocks())).numpy(), sound.rate)
+    return place.with_suffix(".flac").name

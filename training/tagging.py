@@ -22,7 +22,7 @@ from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.synthetic.soundscapes import KINDS, NOISES
 from training.augment import AUGMENTATIONS, changed, masked, mixed
 from training.hearing import Features, SoundSample, SoundSource
-from training.loop import Stage
+from training.stage import Stage
 
 EVENTS = (*KINDS, "beep", "note")
 SWEPT_OCTAVES = {"rising sweep": (0.0, 2.0), "falling sweep": (2.0, 0.0)}

@@ -22,8 +22,8 @@ from encoders.protocol import Encoder
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.synthetic import scenes
 from mm_rwkv7.tokenizer import Tokenizer
-from training.loop import Stage
 from training.sources import Sample, Source
+from training.stage import Stage
 
 TEXTS = tuple(str(number) for number in range(100)) + scenes.WORDS
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -117,7 +117,7 @@ class TowerStage(Stage):
         pair = self._contrastive(pooled, batch)
         cells, report = self._cell_loss(self.cells(features).float(), batch["cells"])
         loss = cells + 0.2 * pair
-        report["siglip"] = float(pair.detach())
+        report |= {"siglip": float(pair.detach()), "tokens": float(len(features))}
         for name, targets in batch["labels"].items():
             logits = self.labels[name](pooled).float()
             known = targets != IGNORED

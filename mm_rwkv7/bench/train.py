@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,10 @@ from mm_rwkv7 import rwkv7
 from mm_rwkv7.bench.memory import peak_of, saved_for_backward
 from mm_rwkv7.bench.peers import Unmeasured
 from mm_rwkv7.bench.peers.operators import operator_peers, random_inputs
-from mm_rwkv7.bench.roofline import matrix_rate
+from mm_rwkv7.bench.roofline import device_peak, matrix_rate
 from mm_rwkv7.bench.shapes import add_shape, parameters, random_model, shape
 from mm_rwkv7.bench.timing import time_in_turns
-from mm_rwkv7.ops import wkv7, wkv_path
+from mm_rwkv7.ops import wkv7, wkv7_reference, wkv_path
 from mm_rwkv7.ops.chunked import wkv7_chunked
 from mm_rwkv7.ops.sequences import Inputs
 from mm_rwkv7.weights import choose_device
@@ -43,8 +44,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def rows(arguments: Namespace) -> list[dict[str, object]]:
     """One row per path. `step_ms` is the whole step, of our paths; `op_ms` the recurrence of one layer alone, forward
     and backward, of peers too. `share_of_products` is the time of the step's matrix products at the speed of one large
-    product in the same run, over the time of the step. `saved_mb` is what the forward keeps for the backward,
-    `peak_mb` what the step reaches: of the process on a CPU, of torch's allocations on a GPU.
+    product in the same run, over the time of the step; `mfu` the same at the speed that a GPU is made for. On a CPU the
+    loop over time trains too, and `step_ratio_to_loop` tells how much faster a path is. `saved_mb` is what the forward
+    keeps for the backward, `peak_mb` what the step reaches: of the process on a CPU, of torch's allocations on a GPU.
     """
     for name, least in (("B", 1), ("T", 2), ("rounds", 2)):
         if getattr(arguments, name) < least:
@@ -55,8 +57,11 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
     B, T, dtype = arguments.B, arguments.T, DTYPES[arguments.dtype]
     model = random_model(config, torch.float32, device).train()
     training = _Training(model, torch.randint(config.vocab_size, (B, T + 1), device=device), dtype)
-    portable = f"torch-chunked ({device.type})"
-    paths, wrong = training.agreeing({wkv_path(device): wkv7, portable: _portable}, portable)
+    portable, loop = f"torch-chunked ({device.type})", f"reference loop ({device.type})"
+    ours: dict[str, Operator] = {wkv_path(device): wkv7, portable: _portable}
+    if device.type == "cpu":  # a GPU would wait for thousands of launches a layer
+        ours[loop] = wkv7_reference
+    paths, wrong = training.agreeing(ours, portable)
     peers, missing = operator_peers(arguments.peers, device, config.head_size)
 
     memory = {path: training.memory(operator) for path, operator in paths.items()}
@@ -68,7 +73,7 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
     alone_taken = time_in_turns(alone, arguments.rounds, device)
 
     flops = 6 * (parameters(model) - model.emb.weight.numel()) * B * T
-    rate = matrix_rate(dtype, device)
+    rate, peak = matrix_rate(dtype, device), device_peak(device)
     found: list[dict[str, object]] = []
     for path, op in alone_taken.items():
         row: dict[str, object] = {
@@ -89,6 +94,10 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
                 "share_of_products": round(flops / rate / (step.median / 1000), 3),
                 **memory[path],
             }
+            if loop in taken:
+                row["step_ratio_to_loop"] = round(taken[loop].median / step.median, 2)
+            if peak is not None:
+                row["mfu"] = round(flops / peak / (step.median / 1000), 3)
         found.append(row)
     return [*found, *(absent.row() for absent in (*wrong, *missing))]
 
@@ -135,9 +144,8 @@ class _Training:
         return {"saved_mb": round(saved / 1e6, 2), "peak_mb": None if peak is None else round(peak / 1e6, 1)}
 
 
-def _portable(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-    *sequence, state = inputs
-    return wkv7_chunked(tuple(sequence), state)
+def _portable(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return wkv7_chunked(inputs[:6], inputs[6])
 
 
 def _ours(inputs: Inputs, dtype: torch.dtype) -> Inputs:

@@ -14,6 +14,7 @@ from mm_rwkv7.bench.memory import peak_of, saved_for_backward
 from mm_rwkv7.bench.peers.operators import PEERS
 from mm_rwkv7.bench.plot import draw
 from mm_rwkv7.bench.readers import Attention, Reader, Recurrent
+from mm_rwkv7.bench.roofline import device_peak
 from mm_rwkv7.bench.shapes import SIZES, parameters, random_model, shape
 from mm_rwkv7.bench.timing import Timing, sample_in_turns
 from mm_rwkv7.ops import wkv7, wkv7_reference, wkv_path
@@ -35,13 +36,24 @@ def test_a_training_step_has_a_row_for_each_path(
 ) -> None:
     rows = rows_of([*TRAIN, "--dtype", dtype, "--peers", str(tmp_path)], capsys)
     ours, missing = rows[: -len(PEERS)], rows[-len(PEERS) :]
-    assert {row["path"] for row in ours} == {wkv_path("cpu"), "torch-chunked (cpu)"}
+    assert {row["path"] for row in ours} == {wkv_path("cpu"), "torch-chunked (cpu)", "reference loop (cpu)"}
+    loop = next(row for row in ours if row["path"] == "reference loop (cpu)")
     for row in ours:
         assert row["parameters"] == parameters(random_model(shape("tiny"), torch.float32, CPU))
         assert row["tokens_per_s"]["median"] == pytest.approx(32 * 1000 / row["step_ms"]["median"], rel=1e-3)
         assert row["saved_mb"] > 0
+        wanted = loop["step_ms"]["median"] / row["step_ms"]["median"]
+        assert row["step_ratio_to_loop"] == pytest.approx(wanted, rel=0.01, abs=0.006)
+        assert "mfu" not in row, "nobody knows a CPU's peak"
         assert row["op_ms"]["low"] <= row["op_ms"]["median"] <= row["op_ms"]["high"]
     assert missing == [{"path": name, "not_measured": "no CUDA device"} for name in PEERS]
+
+
+def test_a_gpu_has_the_peak_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, peak in (("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA GH1000", None)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert device_peak(torch.device("cuda")) == peak
+    assert device_peak(CPU) is None
 
 
 def test_a_path_with_another_gradient_is_not_timed(
@@ -53,7 +65,8 @@ def test_a_path_with_another_gradient_is_not_timed(
     monkeypatch.setattr(train, "wkv7", wrong)
     monkeypatch.setattr(train, "wkv_path", lambda device: "wrong (cpu)")
     rows = rows_of(TRAIN, capsys)
-    assert [row["path"] for row in rows if "not_measured" not in row] == ["torch-chunked (cpu)"]
+    measured = [row["path"] for row in rows if "not_measured" not in row]
+    assert measured == ["torch-chunked (cpu)", "reference loop (cpu)"]
     (reason,) = [str(row["not_measured"]) for row in rows if row["path"] == "wrong (cpu)"]
     assert "its gradient differs from that of torch-chunked (cpu) by" in reason
 

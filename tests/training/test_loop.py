@@ -57,7 +57,7 @@ def recipe(folder: Path, *changes: str) -> RunConfig:
 
 def log(folder: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    timed = ("time", "tokens_per_s")
+    timed = ("time", "tokens_per_s", "waited_s", "memory_mb")
     return [{key: value for key, value in record.items() if key not in timed} for record in records]
 
 
@@ -141,7 +141,7 @@ def test_the_folder_of_another_run_is_refused(straight: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TowerStage, "loss", lambda *_: (torch.tensor(float("nan")), {}))
+    monkeypatch.setattr(TowerStage, "loss", lambda *_: (torch.tensor(float("nan"), requires_grad=True), {}))
     with pytest.raises(RuntimeError, match="stage tower, step 0: the loss is nan"):
         train(recipe(tmp_path / "run"), CPU)
     assert not (tmp_path / "run/model").exists()

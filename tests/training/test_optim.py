@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -6,7 +7,7 @@ import torch
 
 from mm_rwkv7.model import MMRWKV7
 from training.config import StageConfig
-from training.optim import build_optimizer, gradient_norm, set_learning_rate
+from training.optim import Average, build_optimizer, gradient_norm, set_learning_rate
 
 STAGE = StageConfig(
     name="s",
@@ -66,3 +67,28 @@ def test_gradients_are_clipped_to_the_limit() -> None:
     assert gradient_norm(parameters, 100.0) == pytest.approx(5)
     assert gradient_norm(parameters, 1.0) == pytest.approx(5)
     assert gradient_norm(parameters, 1.0) == pytest.approx(1, rel=1e-4)
+
+
+def test_the_other_schedule_stays_and_then_falls_along_a_line() -> None:
+    stage = dataclasses.replace(STAGE, schedule="wsd", decay=0.2)  # of 110 steps: from 88 on
+    optimizer = build_optimizer([("a.weight", torch.nn.Parameter(torch.zeros(2, 2)))], stage)
+    rates = [set_learning_rate(optimizer, stage, step) for step in range(110)]
+    assert rates[:10] == pytest.approx([1e-2 * (step + 1) / 10 for step in range(10)])
+    assert rates[10:89] == pytest.approx([1e-2] * 79)
+    assert rates[99] == pytest.approx(1e-2 * (1 - 0.9 * 11 / 22))
+    assert rates[109] == pytest.approx(1e-2 * (1 - 0.9 * 21 / 22))
+
+
+def test_the_running_average_is_what_it_says(seed: int) -> None:
+    torch.manual_seed(seed)
+    weight, frozen = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    average = Average([("weight", weight), ("frozen", frozen)], 0.5)
+    expected = torch.zeros(3)
+    for step in range(20):
+        weight.data = torch.randn(3)
+        kept = min(0.5, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * weight.data
+        average.take(step)
+    average.finish()
+    torch.testing.assert_close(weight.data, expected, msg=f"seed {seed}")
+    assert torch.equal(frozen, torch.ones(3))

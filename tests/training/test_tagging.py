@@ -18,6 +18,8 @@ from mm_rwkv7.synthetic.soundscapes import Event
 from training import tagging
 from training.augment import Augmentation
 from training.config import StageConfig, load_recipe
+from training.distributed import World
+from training.feed import Drawn
 from training.hearing import RATE, SoundSample, Soundscapes
 from training.loop import train_stage
 from training.tagging import EVENTS, TaggingStage
@@ -251,7 +253,8 @@ def test_a_killed_stage_goes_on_as_if_nothing_had_been(
         run = load_recipe("smoke", [f"run={folder}", "workers=0", "precision=fp32", "checkpoint_every=2"])
         folder.mkdir(exist_ok=True)
         stage = make(tiny_model)
-        train_stage(stage, config, run, sources, folder, 0)
+        feed = Drawn(stage, config, sources, run.seed, run.workers)
+        train_stage(stage, config, run, feed, folder, 0, World(torch.device("cpu")), lambda _: stage)
         for now, mean in zip(stage._averaged().parameters(), stage.average.parameters(), strict=True):
             assert torch.equal(now, mean)
         return stage.hearing.state_dict()
