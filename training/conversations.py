@@ -1,6 +1,5 @@
 """Conversations to train on: what every reader gives, whatever its files look like."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ class Stored(Protocol):
     def read(self) -> bytes: ...
 
 
-Media = str | os.PathLike[str] | bytes | Stored | Any  # besides: a PIL image, (waveform, rate)
+Media = Any  # a path, bytes, `Stored`, a PIL image or (waveform, rate)
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,11 @@ class Indexed(Reader):
     def stream(self, seed: int, position: Position = None) -> Iterator[tuple[Drawn, Position]]:
         if not len(self):
             raise ValueError(f"{self.name} has no records")
-        place = (0, 0, 0) if position is None else (int(position[0]), int(position[1]), int(position[2]))
-        for block, item, after in walk(self.blocks, f"{seed} {self.name}", place):
-            yield self.draw(block, item), list(after)
+        total, *place = (len(self), 0, 0, 0) if position is None else position
+        if total != len(self):
+            raise ValueError(f"{self.name} has {len(self)} records, the position is one among {total}")
+        for block, item, after in walk(self.blocks, f"{seed} {self.name}", (place[0], place[1], place[2])):
+            yield self.draw(block, item), [total, *after]
 
 
 def media_in(folder: Path, entry: Any) -> Media:

@@ -73,7 +73,7 @@ def train_stage(
     progress = checkpoints.resume()
     if world.first:
         cut_log(folder / "log.jsonl", offset + progress.step)
-    began, peak = time.time(), device_peak(world.device)
+    began = time.time()
     with (
         _log(folder, run, world) as log,
         _told_to_end() as told,
@@ -101,13 +101,10 @@ def train_stage(
             optimizer.zero_grad(set_to_none=True)
             progress.step = step + 1
             progress.tokens += int(outcome.tokens)
-            seconds = time.perf_counter() - tick
             record = {"step": offset + step + 1, "stage": config.name, "loss": outcome.loss, "lr": rate}
-            record |= {"grad_norm": outcome.norm, "tokens": outcome.tokens, "tokens_per_s": outcome.tokens / seconds}
-            record |= {"tokens_seen": progress.tokens, "waited_s": waited, "memory_mb": peak_memory(world.device)}
-            if peak is not None:
-                record["mfu"] = operations * outcome.tokens / seconds / (peak * world.size)
-            record |= {"time": time.time() - began, **outcome.report}
+            record |= _speed(outcome.tokens, time.perf_counter() - tick, waited, operations, world)
+            record |= {"tokens_seen": progress.tokens, "time": time.time() - began, "grad_norm": outcome.norm}
+            record |= outcome.report
             if left_out := [fault for several in world.gather(_faults(packs)) for fault in several]:
                 record["left_out"] = left_out
             if wrong is not None:
@@ -180,6 +177,14 @@ def _means(
     whole, tokens, loss, *others = world.sum(sums)
     whole = whole or 1.0
     return loss / whole, {name: value / whole for name, value in zip(names, others, strict=True)}, tokens
+
+
+def _speed(tokens: float, seconds: float, waited: float, operations: float, world: World) -> dict[str, float]:
+    """What a step tells of the machine: of all processes, but for the memory, which is this one's peak."""
+    told = {"tokens": tokens, "tokens_per_s": tokens / seconds, "waited_s": waited}
+    if (peak := device_peak(world.device)) is not None:
+        told["mfu"] = operations * tokens / seconds / (peak * world.size)
+    return told | {"memory_mb": peak_memory(world.device)}
 
 
 def _wrong(outcome: Outcome, usual: float | None, spike: float) -> str | None:

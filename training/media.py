@@ -36,12 +36,13 @@ def tiles_of(source: Media, tiling: Tiling | None) -> int:
     if tiling is None:
         return 1
     source = at_hand(source)
-    width, height = _size(BytesIO(source) if isinstance(source, bytes) else source)
+    width, height = picture_size(BytesIO(source) if isinstance(source, bytes) else source)
     columns, rows = tiling.grid(width, height)
     return columns * rows + (tiling.thumbnail and columns * rows > 1)
 
 
-def _size(source: Any) -> tuple[int, int]:
+def picture_size(source: Any) -> tuple[int, int]:
+    """Width and height of a picture file or a PIL image as `load_picture` turns it upright."""
     if isinstance(source, Image.Image):
         return source.size
     try:

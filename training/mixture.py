@@ -15,7 +15,7 @@ from torch import Tensor
 
 from encoders.protocol import Pixels, join
 from mm_rwkv7.processor import Picture, Processor
-from training.conversations import Fault, Position, Reader
+from training.conversations import Conversation, Drawn, Fault, Position, Reader
 from training.media import at_hand, content
 from training.packing import Sample, TooLongError, pack, tokenize
 
@@ -137,14 +137,23 @@ class Mixture:
                 yield Pack([samples[i] for i in indices], faults if number == 1 else [], after)
             start, done = end, 0
 
+    @property
+    def _layout(self) -> dict[str, int]:
+        """What the packs after a position depend on, beside the sources."""
+        return {"context": self.context, "window": self.window, "seed": self.seed}
+
     def _start(self) -> dict[str, Any]:
-        return {"drawn": 0, "sources": dict.fromkeys(self.sources), "pack": 0}
+        """`pack` counts those of the window that begins after so many samples `drawn`."""
+        return {**self._layout, "drawn": 0, "sources": dict.fromkeys(self.sources), "pack": 0}
 
     def _checked(self, position: Position) -> dict[str, Any]:
         if position["sources"].keys() != self.sources.keys():
             raise ValueError(
                 f"the position is one in {sorted(position['sources'])}, the data is {sorted(self.sources)}"
             )
+        if any(position[name] != value for name, value in self._layout.items()):
+            found = {name: position[name] for name in self._layout}
+            raise ValueError(f"the position is one in packs of {found}, expected {self._layout}")
         return dict(position)
 
     def _windows(self, start: dict[str, Any]) -> Iterator[tuple[list[Sample], list[Fault], dict[str, Any]]]:
@@ -174,20 +183,21 @@ class Mixture:
         names, number, places = list(self.sources), start["drawn"], start["sources"]
         while True:
             name = names[self._choice(number)]
-            drawn, place = next(streams[name])
+            found, place = next(streams[name])
             number, places = number + 1, {**places, name: place}
             self._drawn.seen += 1
-            if isinstance(drawn, Fault):
-                self._count_broken(self._drawn, drawn)
-            else:
-                try:
-                    drawn = tokenize(self.processor, drawn, self.context)
-                except TooLongError as error:
-                    drawn = Fault(drawn.id, drawn.source, str(error))
-                except ValueError as error:
-                    drawn = Fault(drawn.id, drawn.source, str(error))
-                    self._count_broken(self._drawn, drawn)
-            yield drawn, {"drawn": number, "sources": places, "pack": 0}
+            yield self._tokenized(found), {**start, "drawn": number, "sources": places}
+
+    def _tokenized(self, found: Drawn) -> Sample | Fault:
+        if isinstance(found, Conversation):
+            try:
+                return tokenize(self.processor, found, self.context)
+            except TooLongError as error:
+                return Fault(found.id, found.source, str(error))
+            except ValueError as error:
+                found = Fault(found.id, found.source, str(error))
+        self._count_broken(self._drawn, found)
+        return found
 
     def _choice(self, number: int) -> int:
         """Which source the sample of this number comes from."""
@@ -235,7 +245,8 @@ class Mixture:
         return batch
 
     def _media(self, sample: Sample) -> tuple[list[Seen], list[tuple[Tensor, int]]]:
-        pictures, windows = [], []
+        pictures: list[Seen] = []
+        windows: list[tuple[Tensor, int]] = []
         for medium, size in zip(sample.media, sample.sizes, strict=True):
             source = at_hand(medium.source)
             if isinstance(medium, Picture):

@@ -26,8 +26,17 @@ from training.order import walk
 from training.shards import INDEX, PICTURES, SOUNDS
 
 SHARD_SIZE = 1000
-SIGNATURES = ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"fLaC", "flac"))
-SIGNATURES += ((b"OggS", "ogg"), (b"ID3", "mp3"), (b"II*\0", "tif"), (b"MM\0*", "tif"))
+SIGNATURES = {
+    b"\xff\xd8": "jpg",
+    b"\x89PNG": "png",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+    b"fLaC": "flac",
+    b"OggS": "ogg",
+    b"ID3": "mp3",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,7 +107,7 @@ def _write(
     path: Path, reader: Indexed, places: Sequence[tuple[int, int]], first: int, bar: "tqdm[Any]"
 ) -> tuple[int, list[Fault]]:
     """One shard. A record that cannot be read is named and left out."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.tmp")  # the next try writes over it
     faults: list[Fault] = []
     try:
         with tarfile.open(draft, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -159,7 +168,7 @@ def _checked(kind: str, source: Media) -> bytes:
 def _ending(kind: str, data: bytes) -> str:
     if data[:4] == b"RIFF":
         return "webp" if kind == "image" else "wav"
-    found = next((ending for signature, ending in SIGNATURES if data.startswith(signature)), None)
+    found = next((ending for signature, ending in SIGNATURES.items() if data.startswith(signature)), None)
     kinds = PICTURES if kind == "image" else SOUNDS
     if found in kinds:
         return found
@@ -167,6 +176,6 @@ def _ending(kind: str, data: bytes) -> str:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.tmp")  # the next try writes over it
     draft.write_bytes(data)
     os.replace(draft, path)

@@ -68,10 +68,14 @@ class Shards(Indexed):
 
     def label(self, block: int, item: int) -> str:
         path = self.paths[block]
-        return f"{path.name}, {self._table(path)[item][0]}"
+        table = self._table(path)
+        return f"{path.name}, {table[item][0] if item < len(table) else item}"
 
     def get(self, block: int, item: int) -> Conversation:
-        key, members = self._table(self.paths[block])[item]
+        table = self._table(self.paths[block])
+        if len(table) != self._sizes[block]:
+            raise ValueError(f"the shard has {len(table)} samples, {INDEX} says {self._sizes[block]}: it is of others")
+        key, members = table[item]
         kinds = {name: name.rpartition(".")[2].lower() for name in sorted(members, key=_natural)}
         record: dict[str, Any] = {}
         if "json" in members:

@@ -122,7 +122,8 @@ class Streamed(Reader):
     with a buffer forgets what is in it when it is taken up again. Rows are those of `Parquet`."""
 
     def __init__(self, dataset: "IterableDataset", name: str, folder: str | os.PathLike[str] = ".") -> None:
-        self.dataset = dataset.decode(False)  # pictures and sounds as bytes: they are decoded where they are wanted
+        # Pictures and sounds stay bytes, to be decoded where they are wanted, as they are in columns of unknown kinds.
+        self.dataset = dataset.decode(False) if dataset.features else dataset
         self.name = name
         self.folder = Path(folder)
 

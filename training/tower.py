@@ -117,7 +117,7 @@ class TowerStage(Stage):
         pair = self._contrastive(pooled, batch)
         cells, report = self._cell_loss(self.cells(features).float(), batch["cells"])
         loss = cells + 0.2 * pair
-        report["siglip"] = float(pair.detach())
+        report |= {"siglip": float(pair.detach()), "tokens": float(len(features))}
         for name, targets in batch["labels"].items():
             logits = self.labels[name](pooled).float()
             known = targets != IGNORED

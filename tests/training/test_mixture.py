@@ -11,7 +11,9 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,11 +22,12 @@ from encoders.tiling import Tiling
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Processor
+from mm_rwkv7.sounds import Sound
 from tests.training.conversing import words, write_llava
 from training.conversations import Conversation, Drawn, Fault, Position, Reader
 from training.feature_cache import FeatureCache
 from training.llava import Llava
-from training.media import tiles_of
+from training.media import picture_size, samples_of, tiles_of
 from training.mixture import IGNORED, Mixture
 from training.packing import pack
 from training.readers import open_reader
@@ -215,7 +218,7 @@ def test_a_broken_picture_leaves_its_sample_out(processor: Processor, tmp_path: 
     wrong = {record["id"]: record for record in records if record.get("image")}
     name = rng.choice(sorted(wrong))
     names = wrong[name]["image"]
-    (tmp_path / (names if isinstance(names, str) else names[-1])).write_bytes(rng.randbytes(300))
+    (tmp_path / (names if isinstance(names, str) else names[-1])).write_bytes(b"no picture" + rng.randbytes(300))
 
     def batches(share: float) -> list[dict[str, Any]]:
         mixture = Mixture({"a": Llava(path)}, {"a": 1}, processor, 700, seed, window=4, broken_share=share)
@@ -248,12 +251,12 @@ def test_the_model_reads_a_pack_as_it_reads_each_conversation(
     reader = conversations(tmp_path, seed)
     by_id = {reader[i].id: reader[i] for i in range(len(reader))}
     model = listening_model
-    batch = next(Mixture({"a": reader}, {"a": 1}, processor, 900, seed, window=2).batches())
+    packs = Mixture({"a": reader}, {"a": 1}, processor, 900, seed, window=2).batches()
+    batch = next(batch for batch in packs if len(batch["samples"]) > 1 and batch["pixels"] is not None)
     features = None if batch["pixels"] is None else model.encode(batch["pixels"], batch["tiles"])
     sounds = None if batch["windows"] is None else model.hear(batch["windows"], batch["frames"])
     x = model.embed(batch["ids"], features, sounds)
     logits, _ = model.lm(x=x, cu_seqlens=batch["cu_seqlens"])
-    assert len(batch["samples"]) > 1
     for name, (begin, end) in zip(batch["samples"], pairwise(batch["cu_seqlens"].tolist()), strict=False):
         row = processor(by_id[name].messages, generate=False)
         windows = [window for sound in row.sounds for window in processor.sound_tokens.frontend.windows(sound.blocks())]
@@ -282,7 +285,23 @@ def test_tiles_are_counted_from_the_header(tmp_path: Path, seed: int, thumbnail:
         file = io.BytesIO()
         image.save(file, "JPEG", exif=exif)
         upright = Image.new("RGB", image.size[::-1] if orientation in (6, 8) else image.size)
+        assert picture_size(file) == upright.size, f"seed {seed}"
         assert tiles_of(file.getvalue(), tiling) == len(tiling.cut(upright)), f"seed {seed}, {image.size}"
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_samples_are_counted_from_the_header(kind: str, seed: int) -> None:
+    rng = random.Random(seed)
+    for rate in (8000, 16_000, 22_050, 44_100):
+        noise = np.random.default_rng(seed).normal(0, 0.1, (rng.randint(1000, 90_000), rng.choice([1, 2])))
+        file = io.BytesIO()
+        soundfile.write(file, noise, rate, format=kind)
+        expected = Sound.read(file.getvalue(), 16_000).samples
+        assert samples_of(file.getvalue(), 16_000) == expected, f"seed {seed}, rate {rate}"
+    odd = (np.zeros(12_345), rng.randint(4000, 96_000))
+    assert samples_of(odd, 16_000) == Sound.read(odd, 16_000).samples, f"seed {seed}"
+    with pytest.raises(ValueError, match="the sound is broken, missing or no sound"):
+        samples_of(b"no sound", 16_000)
 
 
 def test_packing_fits_and_forgets_nothing(seed: int) -> None:
@@ -306,7 +325,10 @@ def test_what_makes_no_mixture_is_refused(processor: Processor) -> None:
     with pytest.raises(ValueError, match="rank 1 of 2 takes from steps of 3 packs"):
         next(mixture.batches(rank=1, world=2, packs_per_step=3))
     with pytest.raises(ValueError, match=r"the position is one in \['b'\], the data is \['a'\]"):
-        next(mixture.batches({"sources": {"b": None}, "drawn": 0, "pack": 0}))
+        next(mixture.batches({"sources": {"b": None}}))
+    position = next(mixture.batches())["position"]
+    with pytest.raises(ValueError, match=r"the position is one in packs of .*100.*expected .*120"):
+        next(Mixture({"a": reader}, {"a": 1}, processor, 120).batches(position))
 
 
 def test_the_cache_gives_what_the_tower_gives_and_then_needs_no_pixels(

@@ -3,13 +3,14 @@
 import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset
 
 from tests.training.conversing import picture_bytes, plain, write_llava
 from training import llava
@@ -219,6 +220,70 @@ def test_a_folder_of_described_pictures(tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text("[{}]")
     with pytest.raises(ValueError, match=r"captions\.json is no table of captions"):
         open_reader(tmp_path)
+
+
+def test_many_pictures_of_a_sample_keep_their_order(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    names = [f"{i}.png" for i in range(12)]
+    for name in names:
+        (tmp_path / name).write_bytes(picture_bytes(rng))
+    record = {"id": "many", **said("<image>" * 12 + "What?", image=names)}
+    (tmp_path / "many.json").write_text(json.dumps([record]))
+    reader = as_shards(tmp_path / "many.json", [record])
+    assert isinstance(reader, Shards)
+    assert plain(reader[0]) == plain(Llava(tmp_path / "many.json")[0]), f"seed {seed}"
+
+
+def test_a_position_in_other_data_is_refused(tmp_path: Path, seed: int) -> None:
+    path, records = write_llava(tmp_path, seed, 4)
+    _, position = next(Llava(path).stream(seed))
+    path.write_text(json.dumps(records[:3]))
+    with pytest.raises(ValueError, match="has 3 records, the position is one among 4"):
+        next(Llava(path).stream(seed, position))
+
+
+def test_a_data_set_on_the_hub_is_read_as_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def rows() -> Iterator[dict[str, str]]:
+        yield from ({"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(3))
+
+    asked = []
+
+    def load(name: str, split: str, streaming: bool) -> datasets.IterableDataset:
+        asked.append((name, split, streaming))
+        return datasets.IterableDataset.from_generator(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for name in ("hf:owner/repo", "hf:owner/repo/valid"):
+        drawn = [item for item, _ in islice(open_reader(name).stream(0), 4)]
+        assert [plain(item)[0][1] for item in drawn] == ["What is 0?", "What is 1?", "What is 2?", "What is 0?"]
+    assert asked == [("owner/repo", "train", True), ("owner/repo", "valid", True)]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError("there is none\nof that name")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ValueError, match="hf:owner/repo cannot be opened: there is none of that name"):
+        open_reader("hf:owner/repo")
+
+
+class Worked(IterableDataset[str]):
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def __iter__(self) -> Iterator[str]:
+        yield repr([plain(item) for item, _ in islice(self.reader.stream(0), 20)])
+
+
+@pytest.mark.slow
+def test_every_worker_of_a_loader_follows_the_whole_stream(tmp_path: Path, seed: int) -> None:
+    """`datasets` would give each worker its share of the rows."""
+    path, records = write_llava(tmp_path, seed)
+    stream = Worked(as_stream(path, records))
+    (expected,) = stream
+    loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert list(loader) == [expected, expected], f"seed {seed}"
 
 
 def test_a_shard_that_is_broken_is_named(tmp_path: Path) -> None:
