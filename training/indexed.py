@@ -13,7 +13,8 @@ import numpy as np
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
-HEADER = struct.Struct("<9sQBQQ")
+HEADER = "<9sQBQQ"
+HEADER_SIZE = 34
 TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floating point, which no id is
 
 
@@ -53,10 +54,10 @@ class IndexedTokens:
     def _read_index(self) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray]:
         size = self.index.stat().st_size
         with self.index.open("rb") as file:
-            head = file.read(HEADER.size)
-        if len(head) < HEADER.size:
-            raise ValueError(f"{self.index} has {size} bytes, expected at least the {HEADER.size} of a header")
-        magic, version, code, sequences, count = HEADER.unpack(head)
+            head = file.read(HEADER_SIZE)
+        if len(head) < HEADER_SIZE:
+            raise ValueError(f"{self.index} has {size} bytes, expected at least the {HEADER_SIZE} of a header")
+        magic, version, code, sequences, count = struct.unpack(HEADER, head)
         if magic != MAGIC:
             raise ValueError(f"{self.index} begins with {magic!r}, expected {MAGIC!r}")
         if version != VERSION:
@@ -65,13 +66,13 @@ class IndexedTokens:
             raise ValueError(f"{self.index} has ids of type code {code}, expected one of {sorted(TYPES)}: integers")
         if not 0 < count <= size or sequences > size:
             raise ValueError(f"{self.index} tells of {sequences} sequences and {count} bounds in {size} bytes")
-        expected = HEADER.size + 12 * sequences + 8 * count
+        expected = HEADER_SIZE + 12 * sequences + 8 * count
         if size != expected:
             raise ValueError(
                 f"{self.index} has {size} bytes, expected {expected} "
                 f"for {sequences} sequences and {count} bounds of documents"
             )
-        at = np.cumsum([HEADER.size, 4 * sequences, 8 * sequences])
+        at = np.cumsum([HEADER_SIZE, 4 * sequences, 8 * sequences])
         lengths, pointers, bounds = (
             np.memmap(self.index, dtype, "r", int(offset), (number,)) if number else np.zeros(0, dtype)
             for dtype, offset, number in zip(("<i4", "<i8", "<i8"), at, (sequences, sequences, count), strict=True)
@@ -117,7 +118,7 @@ def write_tokens(documents: Iterable[Iterable[int]], out: str | Path, largest: i
     pointers = (np.cumsum(sizes) - sizes) * dtype.itemsize
     code = next(code for code, name in TYPES.items() if np.dtype(name) == dtype)
     with drafts[1].open("wb") as file:
-        file.write(HEADER.pack(MAGIC, VERSION, code, len(sizes), len(sizes) + 1))
+        file.write(struct.pack(HEADER, MAGIC, VERSION, code, len(sizes), len(sizes) + 1))
         for numbers, kind in ((sizes, "<i4"), (pointers, "<i8"), (np.arange(len(sizes) + 1), "<i8")):
             file.write(numbers.astype(kind).tobytes())
     for draft, target in zip(drafts, (data, index), strict=True):

@@ -149,7 +149,7 @@ def run_study(config: StudyConfig) -> str:
     folder = Path(config.run)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
-    wanted = [
+    wanted: list[dict[str, Any]] = [
         {"model": model, "seed": seed, "task": asdict(task), "settings": config.settings()}
         for seed in config.seeds
         for task in config.tasks

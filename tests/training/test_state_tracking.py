@@ -109,9 +109,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     again = path.read_text(encoding="utf-8").splitlines()
     assert again[:-2] == lines[:-1]
     one, other = json.loads(lines[-1]), json.loads(again[-1])
-    assert one.pop("seconds") > 0
-    assert other.pop("seconds") > 0
-    assert one == other, "the same seed gives the same run"
+    assert {**one, "seconds": 0} == {**other, "seconds": 0}, "the same seed gives the same run"
 
     run_study(replace(config, batch=3))
     assert len(path.read_text(encoding="utf-8").splitlines()) == len(again) + 6, "other settings are other runs"
