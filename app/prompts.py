@@ -20,6 +20,7 @@ from app.requests import Request
 from app.state_cache import KEY_BYTES
 from encoders.protocol import Pixels
 from mm_rwkv7.generate import END_OF_TURN
+from mm_rwkv7.hearing import Heard
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Clip, Picture
 from mm_rwkv7.sounds import Sound
@@ -127,6 +128,8 @@ def _join(pipeline: Pipeline, turns: Sequence[Sequence[list[int] | Medium]], req
 
 def _medium(pipeline: Pipeline, encoder: MediaEncoder, found: Picture | Clip) -> Medium:
     processor = pipeline.processor
+    if isinstance(found.source, Heard):
+        raise ValueError("the sound is encoded already, expected the sound itself: the engine encodes it")
     kind = "image" if isinstance(found, Picture) else "audio"
     key = content_key(kind, found.source)
     content: Pixels | Sound | None
