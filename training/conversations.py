@@ -55,7 +55,7 @@ class Reader(ABC):
     name: str
 
     @abstractmethod
-    def stream(self, seed: int, position: Position = None) -> Iterator[tuple[Drawn, Position]]:
+    def stream(self, seed: int | str, position: Position = None) -> Iterator[tuple[Drawn, Position]]:
         """Its records for ever, epoch by epoch in an order that `seed` chooses, each with the position right after it.
         It begins at `position`, or at the beginning. A record that cannot be used is a `Fault`."""
 
@@ -103,13 +103,13 @@ class Indexed(Reader):
         except ValueError as error:
             return Fault(self.label(block, item), self.name, str(error))
 
-    def stream(self, seed: int, position: Position = None) -> Iterator[tuple[Drawn, Position]]:
+    def stream(self, seed: int | str, position: Position = None) -> Iterator[tuple[Drawn, Position]]:
         if not len(self):
             raise ValueError(f"{self.name} has no records")
         total, *place = (len(self), 0, 0, 0) if position is None else position
         if total != len(self):
             raise ValueError(f"{self.name} has {len(self)} records, the position is one among {total}")
-        for block, item, after in walk(self.blocks, f"{seed} {self.name}", (place[0], place[1], place[2])):
+        for block, item, after in walk(self.blocks, str(seed), (place[0], place[1], place[2])):
             yield self.draw(block, item), [total, *after]
 
 

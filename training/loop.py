@@ -221,7 +221,7 @@ class _Told:
 
 @contextmanager
 def _told_to_end() -> Iterator[_Told]:
-    """Machines that are lent say SIGTERM before they go: the step is finished and kept."""
+    """Spot machines and schedulers say SIGTERM before they take the machine away: the step is finished and kept."""
     told = _Told()
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -179,7 +179,9 @@ class Mixture:
 
     def _draws(self, start: dict[str, Any]) -> Iterator[tuple[Sample | Fault, dict[str, Any]]]:
         """Every sample that is drawn, with the position right after it."""
-        streams = {name: reader.stream(self.seed, start["sources"][name]) for name, reader in self.sources.items()}
+        streams = {
+            name: reader.stream(f"{self.seed} {name}", start["sources"][name]) for name, reader in self.sources.items()
+        }
         names, number, places = list(self.sources), start["drawn"], start["sources"]
         while True:
             name = names[self._choice(number)]

@@ -127,7 +127,7 @@ class Streamed(Reader):
         self.name = name
         self.folder = Path(folder)
 
-    def stream(self, seed: int, position: Position = None) -> Iterator[tuple[Drawn, Position]]:
+    def stream(self, seed: int | str, position: Position = None) -> Iterator[tuple[Drawn, Position]]:
         epoch, number, state = (0, 0, None) if position is None else position
         while True:
             dataset = copy.deepcopy(self.dataset)

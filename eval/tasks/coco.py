@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval import files, prompts
-from eval.metrics import captions
-from eval.metrics.mean import mean
+from eval import captioning, files, prompts
 from eval.task import Sample, Scores, Task
 
 OFFICIAL = "the COCO download page, https://cocodataset.org/#download"
@@ -44,21 +42,7 @@ class _Captions(Task):
         ]
 
     def score(self, data: Path, predictions: Mapping[str, Any]) -> Scores:
-        pictures = self.pictures(data)
-        found = captions.evaluate(predictions, {id: pictures[id].references for id in predictions})
-        notes = [f"{name} is left out: {why}." for name, why in found.left_out.items()]
-        if len(predictions) < len(pictures):
-            notes.append(
-                f"CIDEr-D weighs words by the {len(predictions):,} pictures that were captioned, not by all "
-                f"{len(pictures):,}: it cannot be compared with other figures."
-            )
-        return Scores(
-            main="CIDEr-D",
-            metrics=found.metrics,
-            per_sample=found.per_sample,
-            corpus={"CIDEr-D": lambda ids: mean(found.per_sample[id] for id in ids)},
-            notes=tuple(notes),
-        )
+        return captioning.score(predictions, {id: picture.references for id, picture in self.pictures(data).items()})
 
 
 class Karpathy(_Captions):

@@ -34,14 +34,13 @@ class Val(Task):
 
     def score(self, data: Path, predictions: Mapping[str, Any]) -> Scores:
         annotations = _annotations(data)
-        each = {name: 100 * vqa.accuracy(text, _answers(annotations[name])) for name, text in predictions.items()}
+        each = {name: vqa.accuracy(text, _answers(annotations[name])) for name, text in predictions.items()}
         tables = {
-            title: vqa.percent_by(
-                (value / 100 for value in each.values()), [annotations[name][key].text() for name in each]
-            )
+            title: vqa.percent_by(each.values(), [annotations[name][key].text() for name in each])
             for title, key in (("answer type", "answer_type"), ("question type", "question_type"))
         }
-        return Scores("accuracy", {"accuracy": vqa.percent(value / 100 for value in each.values())}, each, tables)
+        accuracy = vqa.percent(each.values())
+        return Scores("accuracy", {"accuracy": accuracy}, {name: 100 * x for name, x in each.items()}, tables)
 
 
 class TestDev(Task):
