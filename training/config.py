@@ -78,8 +78,8 @@ class RunConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if len({stage.name for stage in self.stages}) != len(self.stages):
             raise ValueError("two stages have the same name")
-        self._check_parts()
-        self.sound_config(())
+        if not self.stages:
+            raise ValueError("the recipe has no stages")
         senses = (
             ("tower", {"tower", "projector"}, self.tower, self.sound),
             ("sound", {"sound_encoder", "sound_projector"}, self.sound, self.tower),
@@ -89,6 +89,8 @@ class RunConfig:
             for stage in self.stages:
                 if lacks and (wrong := parts.intersection(stage.train)):
                     raise ValueError(f"stage {stage.name!r} trains {sorted(wrong)}, but the recipe has no {name}")
+        self._check_parts()
+        self.sound_config(())
         if self.start is None:
             for name, value in {"template": PromptTemplate(), "max_new_tokens": 64, **self.prompt}.items():
                 object.__setattr__(self, name, value)

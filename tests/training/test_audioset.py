@@ -259,7 +259,9 @@ def test_a_source_that_teaches_no_tags_is_refused(source: str, tmp_path: Path) -
 
 
 def test_a_recipe_without_senses_is_refused() -> None:
-    with pytest.raises(ValueError, match="neither a tower nor a sound"):
-        load_recipe("audioset_tagging", ["stages=[]", "sound=null"])
+    with pytest.raises(ValueError, match=r"lacks \['tower', 'projector'\]"):
+        load_recipe("audioset_tagging", ["stages.tagging.kind=answer", "stages.tagging.train=[lm]", "sound=null"])
+    with pytest.raises(ValueError, match="no stages"):
+        load_recipe("audioset_tagging", ["stages=[]"])
     with pytest.raises(ValueError, match=r"trains \['projector'\], but the recipe has no tower"):
         load_recipe("audioset_tagging", ["stages.tagging.kind=answer", "stages.tagging.train=[projector]"])

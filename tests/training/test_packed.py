@@ -18,7 +18,7 @@ from training.mixture import Mixture
 from training.packed import PackedStage
 from training.packs import open_stream
 from training.run import train
-from training.settings import StageConfig
+from training.settings import SourceConfig, StageConfig
 
 CPU = torch.device("cpu")
 VECTORS = ("ln", ".x_", ".w0", ".a0", ".v0", ".k_k", ".k_a", ".r_k")
@@ -258,4 +258,4 @@ def test_the_stage_of_a_state_comes_last() -> None:
     state = StageConfig("s", "state", ("state",), {"a": 1.0}, 1, 1, 1.0)
     align = StageConfig("p", "align", ("projector",), {"a": 1.0}, 1, 1, 1.0)
     with pytest.raises(ValueError, match="a state belongs to the weights that it was tuned with"):
-        RunConfig("r", (state, align), start="nano", sources={"a": {"path": "a.json"}})
+        RunConfig(run="r", stages=(state, align), start="nano", sources={"a": SourceConfig("a.json")})
