@@ -229,7 +229,7 @@ def test_a_bad_loss_names_its_samples_or_is_skipped(
         ("engine.parallel=tensor", "engine.parallel is 'tensor'"),
         ("engine.log=[paper]", r"engine.log names \['paper'\]"),
         ("tower={name: test_vit, image_size: 32}", "a tower needs a projector"),
-        ("start=null", "the recipe lacks"),
+        ("start=null", "but the recipe has no tower"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(start: Path, tmp_path: Path, change: str, message: str) -> None:
