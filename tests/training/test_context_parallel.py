@@ -20,8 +20,11 @@ T = 23  # spans of different lengths
 def random_lm(seed: int) -> RWKV7:
     torch.manual_seed(seed)
     lm = RWKV7(RWKV7Config(20, 32, 3, head_size=16, decay_rank=4, iclr_rank=4, value_rank=4, gate_rank=4))
-    for parameter in lm.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            parameter.normal_(std=0.4 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5)
+            if "ln" in name and name.endswith("weight"):
+                parameter += 1  # else the norms make much of a rounding
     return lm
 
 
