@@ -144,7 +144,8 @@ def test_a_feature_cache_changes_nothing_and_a_frozen_embedding_stays(start: Pat
     for run in (plain, cached):
         after = load_file(train(run, CPU) / "model.safetensors")
         assert torch.equal(after["lm.emb.weight"], load_file(start / "model.safetensors")["lm.emb.weight"])
-    assert losses(Path(cached.run)) == losses(Path(plain.run))
+    # Pictures that are encoded in other company differ by a rounding.
+    assert losses(Path(cached.run)) == pytest.approx(losses(Path(plain.run)), rel=1e-5)
     assert 1 <= len(list((tmp_path / "features").rglob("*.safetensors"))) <= 3  # pictures
 
 
