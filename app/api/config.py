@@ -34,7 +34,11 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for origin in self.fetch_from:
             parts = urlsplit(origin)
-            if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.netloc
+                or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
                 raise ValueError(f"{origin!r} is no origin to fetch from, expected one such as https://example.com")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.strip()):
             raise ValueError("the API key is blank or holds more than ASCII")

@@ -33,8 +33,8 @@ class Kept:
 
 
 class KeptStates:
-    """At most `limit` bytes; the ones used least recently go. For one thread. Whoever knows an id may use it: a state is
-    never changed, so that is no more than reading it, and removing it."""
+    """At most `limit` bytes; the ones used least recently go. For one thread. Whoever knows an id may read and remove
+    the state; nobody can change it."""
 
     def __init__(self, limit: int) -> None:
         self._held = ByteBound[Kept](limit)

@@ -48,9 +48,11 @@ class Written(Ignored):
     penalty_decay: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)] = None
     seed: Annotated[int | None, Field(ge=-(1 << 63), lt=1 << 63)] = None
     n: Annotated[int | None, Field(ge=1)] = None
-    stop: Annotated[str, Field(max_length=LONGEST_STOP)] | Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]], Field(max_length=STOPS)
-    ] | None = None
+    stop: (
+        Annotated[str, Field(max_length=LONGEST_STOP)]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]], Field(max_length=STOPS)]
+        | None
+    ) = None
     logit_bias: dict[str, float] | None = None
     state: str | None = None  # the id of a kept state to go on from
     keep_state: bool = False  # keep the state after the answer

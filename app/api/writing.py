@@ -62,6 +62,9 @@ class Writing:
         self._tasks: list[asyncio.Task[None]] = []
         self._first: Told | None = None
 
+    def __len__(self) -> int:
+        return len(self._makers)
+
     async def begin(self, repeats: int = 1) -> None:
         """`repeats`: how many neighbouring makers ask about the same prompt."""
         try:
