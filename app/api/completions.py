@@ -32,7 +32,7 @@ class Prompt:
     rest: Sequence[int]
     state: State | None
     text: str = ""  # told before the answer, with its scores
-    scores: Sequence[TokenScore | None] = ()
+    scores: Sequence[TokenScore] = ()
 
 
 def add_completions(app: FastAPI, service: Service) -> None:
