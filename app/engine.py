@@ -35,6 +35,7 @@ from mm_rwkv7.state import State
 
 Result = TypeVar("Result")
 MB = 1 << 20
+STRIDE = 16  # prompts are padded to multiples of it: oneDNN compiles every size of product anew, and keeps them all
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,8 @@ class Engine:
         began = time.perf_counter()
         model, device = self.pipeline.model, self.pipeline.device
         lengths = [count for _, count in portion]
-        ids = torch.full((len(portion), max(lengths)), self.pipeline.tokenizer.end_id)
+        longest = -(-max(lengths) // STRIDE) * STRIDE
+        ids = torch.full((len(portion), longest), self.pipeline.tokenizer.end_id)
         for i, (row, count) in enumerate(portion):
             ids[i, :count] = torch.tensor(row.prompt.ids[row.position : row.position + count])
         features = {kind: [t for row, n in portion for t in row.tokens_of(kind, n)] for kind in ("image", "audio")}

@@ -11,6 +11,8 @@ from app.requests import Request, Ticket
 from mm_rwkv7.generate import Writer
 from mm_rwkv7.sampling import Sampler
 
+AHEAD = 1024  # tokens of a sound that are encoded before they are read
+
 
 @dataclass(eq=False)
 class Row:
@@ -65,9 +67,14 @@ class Row:
         return end - self.position
 
     def wanted(self) -> list[tuple[Medium, Features]]:
-        """The media that must be encoded before all can be read."""
-        media = [(medium, self.features.get(medium.start)) for medium in self.prompt.media]
-        return [(medium, features) for medium, features in media if features and features.ready < medium.count]
+        """The media that must be encoded for what is read next; of a long sound no more, for memory's sake."""
+        found = []
+        for medium in self.prompt.media:
+            features = self.features.get(medium.start)
+            taken = max(0, self.position - medium.start - medium.offset)
+            if features and features.ready < min(medium.count, taken + AHEAD):
+                found.append((medium, features))
+        return found
 
     def tokens_of(self, kind: str, count: int) -> list[Tensor]:
         """The features of that kind behind the next `count` ids."""
