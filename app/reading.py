@@ -21,50 +21,56 @@ Seen = TypeVar("Seen")
 PIECE = 256
 
 
-async def read_pieces(
-    engine: Engine, ids: Sequence[int], look: Callable[[Tensor, int], Seen], state: State | None = None
-) -> tuple[list[Seen], State]:
-    """Read `ids` after `state`: what `look` makes of every piece's hidden vectors (T, D), of which the first belongs to
-    the id at the given place, and the state after them all."""
-    state = engine.pipeline.own(state)
-    seen = []
-    for start in range(0, len(ids), PIECE):
-        piece = ids[start : start + PIECE]
+class Reader:
+    """Used on one event loop. One piece at a time is handed to the engine, whoever asks: so much is read between two
+    turns, and no more."""
 
-        def work(
-            pipeline: Pipeline, piece: Sequence[int] = piece, start: int = start, before: State | None = state
-        ) -> tuple[Seen, State]:
-            lm = pipeline.model.lm
-            hidden, after = lm.hidden(lm.embed(torch.tensor([piece], device=pipeline.device)), before)
-            return look(hidden[0], start), after
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._turn = asyncio.Lock()
 
-        found, state = await asyncio.wrap_future(engine.call(work))
-        seen.append(found)
-    assert state is not None
-    return seen, engine.pipeline.sign(state)
+    async def embed(self, ids: Sequence[int]) -> Tensor:
+        """What the head would read after the last of `ids` (D,), as `Pipeline.embed` gives it."""
+        seen, _ = await self._read(ids, lambda hidden, _: hidden[-1].float().cpu())
+        return seen[-1]
 
+    async def score(self, ids: Sequence[int], count: int, state: State | None = None) -> tuple[list[TokenScore], State]:
+        """How likely every one of `ids` but the first is after those before it, with the `count` likeliest in its
+        place, and the state after all of them but the last. Like the tokens of an answer: over everything that may be
+        written."""
+        pipeline = self._engine.pipeline
+        unwritable = torch.tensor(list(pipeline.tokenizer.unwritable), dtype=torch.long, device=pipeline.device)
 
-async def embed(engine: Engine, ids: Sequence[int]) -> Tensor:
-    """What the head would read after the last of `ids` (D,), as `Pipeline.embed` gives it."""
-    seen, _ = await read_pieces(engine, ids, lambda hidden, _: hidden[-1].float().cpu())
-    return seen[-1]
+        def look(hidden: Tensor, start: int) -> list[TokenScore]:
+            logits = ModuleStepper(pipeline.model.lm).logits(hidden)
+            logprobs = logits.index_fill(1, unwritable, -torch.inf).log_softmax(1)
+            return scores_of(logprobs, ids[start + 1 : start + 1 + len(hidden)], count, pipeline.tokenizer)
 
+        seen, after = await self._read(ids[:-1], look, state)
+        return [found for piece in seen for found in piece], after
 
-async def score(
-    engine: Engine, ids: Sequence[int], count: int, state: State | None = None
-) -> tuple[list[TokenScore], State]:
-    """How likely every one of `ids` but the first is after those before it, with the `count` likeliest in its place,
-    and the state after all of them but the last. Like the tokens of an answer: over everything that may be written."""
-    pipeline = engine.pipeline
-    unwritable = torch.tensor(list(pipeline.tokenizer.unwritable), dtype=torch.long, device=pipeline.device)
+    async def _read(
+        self, ids: Sequence[int], look: Callable[[Tensor, int], Seen], state: State | None = None
+    ) -> tuple[list[Seen], State]:
+        """What `look` makes of every piece's hidden vectors (T, D), the first of which is that of the id at the given
+        place, and the state after them all."""
+        state = self._engine.pipeline.own(state)
+        seen = []
+        for start in range(0, len(ids), PIECE):
+            piece = ids[start : start + PIECE]
 
-    def look(hidden: Tensor, start: int) -> list[TokenScore]:
-        logits = ModuleStepper(pipeline.model.lm).logits(hidden)
-        logprobs = logits.index_fill(1, unwritable, -torch.inf).log_softmax(1)
-        return scores_of(logprobs, ids[start + 1 : start + 1 + len(hidden)], count, pipeline.tokenizer)
+            def work(
+                pipeline: Pipeline, piece: Sequence[int] = piece, start: int = start, before: State | None = state
+            ) -> tuple[Seen, State]:
+                lm = pipeline.model.lm
+                hidden, after = lm.hidden(lm.embed(torch.tensor([piece], device=pipeline.device)), before)
+                return look(hidden[0], start), after
 
-    seen, after = await read_pieces(engine, ids[:-1], look, state)
-    return [found for piece in seen for found in piece], after
+            async with self._turn:
+                found, state = await asyncio.wrap_future(self._engine.call(work))
+            seen.append(found)
+        assert state is not None
+        return seen, self._engine.pipeline.sign(state)
 
 
 def scores_of(logprobs: Tensor, ids: Sequence[int], count: int, tokenizer: Tokenizer) -> list[TokenScore]:

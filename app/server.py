@@ -13,7 +13,7 @@ from app.api.chat import add_chat
 from app.api.completions import add_completions
 from app.api.config import ServerConfig
 from app.api.embeddings import add_embeddings
-from app.api.errors import add_handlers
+from app.api.errors import ErrorBody, add_handlers
 from app.api.guard import Guard, may_enter, wrong_key
 from app.api.service import Service
 from app.api.states import add_states
@@ -109,7 +109,12 @@ def _mount(app: FastAPI, page: "Blocks", password: str | None) -> None:
 
 
 def _interface(service: Service) -> FastAPI:
-    app = FastAPI(title="mm-rwkv7", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="mm-rwkv7",
+        docs_url=None,  # their scripts come from elsewhere
+        redoc_url=None,
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
     add_handlers(app)
     at_once = service.engine.config.slots + service.engine.config.max_waiting + MORE
     app.add_middleware(Guard, config=service.config, at_once=at_once, metrics=service.metrics)

@@ -17,7 +17,6 @@ from app.api.schema import CompletionBody, Ids
 from app.api.service import Service, unless_left
 from app.api.writing import Choice, EventStream, Make, Writing, finish_reason, logprob, token_text
 from app.prompts import text_ids
-from app.reading import score
 from app.requests import Request, TokenScore
 from mm_rwkv7.state import State
 
@@ -93,7 +92,7 @@ async def _scored(service: Service, ids: list[int], text: str, count: int, state
     first = TokenScore(ids[0], service.engine.pipeline.tokenizer.token_bytes(ids[0]), 0.0)
     if len(ids) == 1:
         return Prompt(ids, ids, state, text, [first])
-    scores, after = await score(service.engine, ids, count, state)
+    scores, after = await service.reader.score(ids, count, state)
     return Prompt(ids, ids[-1:], after, text, [first, *scores])
 
 

@@ -13,7 +13,6 @@ from app.api.errors import Refused, refusals
 from app.api.schema import EmbeddingBody
 from app.api.service import Service, unless_left
 from app.prompts import text_ids
-from app.reading import embed
 
 
 def add_embeddings(app: FastAPI, service: Service) -> None:
@@ -37,7 +36,7 @@ async def _embedded(service: Service, body: EmbeddingBody) -> tuple[list[Tensor]
         texts = several(body.input, service.config.inputs, "input")
         ids = await service.in_reader(lambda: [text_ids(service.engine.pipeline, text) for text in texts])
         async with asyncio.timeout(service.config.answer_s):
-            return [await embed(service.engine, found) for found in ids], sum(map(len, ids))
+            return [await service.reader.embed(found) for found in ids], sum(map(len, ids))
 
 
 def _encoded(vector: Tensor, form: str) -> list[float] | str:

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from app.requests import Busy, Cancelled, Expired
@@ -17,6 +18,19 @@ log = logging.getLogger("mm_rwkv7.server")
 
 LONGEST = 500  # characters of a message
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class ErrorFields(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """How the interface describes its refusals; `Refused.body` is one."""
+
+    error: ErrorFields
 
 
 class Refused(Exception):  # noqa: N818 - the request's fault or the moment's, not always an error

@@ -14,13 +14,15 @@ from app.api.errors import Refused
 from app.api.kept import KeptStates
 from app.api.metrics import Metrics
 from app.engine import Engine
+from app.reading import Reader
 from app.requests import Request, Ticket
 
 Result = TypeVar("Result")
 
 
 class Service:
-    """One server's. Used on its event loop; what takes long goes to `readers`, threads that decode media."""
+    """One server's. Used on its event loop; what takes long goes to `readers`, threads that decode
+    media, and texts that need no answer to `reader`."""
 
     def __init__(self, engine: Engine, config: ServerConfig) -> None:
         self.engine, self.config = engine, config
@@ -28,6 +30,7 @@ class Service:
         self.since = int(time.time())
         self.states = KeptStates(config.state_bytes)
         self.metrics = Metrics(engine)
+        self.reader = Reader(engine)
         self.readers = ThreadPoolExecutor(config.readers, "reader")
 
     def check_model(self, name: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.errors import Refused, refusals
 from app.api.service import Service
-from app.requests import Request, Ticket, TokenScore
+from app.requests import Busy, Request, Ticket, TokenScore
 from mm_rwkv7.pipeline import Answer
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
@@ -48,16 +49,18 @@ def finish_reason(answer: Answer) -> str:
 
 
 class Writing:
-    """The answers to `prompts`, each given as a maker of its request; iterate for what is `Told`.
+    """The answers to requests, each given as something that makes it; iterate for what is `Told`.
 
-    `begin` waits for the first token, so that whatever is wrong can still be said with a status. The answers to one
-    prompt after the first, `repeats` of them, are submitted after that: they find the prompt read. With `whole` the
-    scores of all tokens are told, otherwise those that wrote the text: not an end that was cut off.
+    `begin` waits for the first token, so that whatever is wrong can still be said with a status. No more than the
+    engine works on at once are submitted at a time. With `whole` the scores of all tokens are told, otherwise those
+    that wrote the text: not an end that was cut off.
     """
 
     def __init__(self, service: Service, makers: Sequence[Make], whole: bool = False, own_state: bool = False) -> None:
         self._service, self._makers, self._whole, self._own_state = service, makers, whole, own_state
-        self._tickets: list[Ticket] = []
+        self._most = service.engine.config.slots
+        self._waiting: deque[int] = deque()  # choices that were not submitted yet
+        self._tickets: dict[int, Ticket] = {}  # of those that have not ended
         self._queue: asyncio.Queue[Told | Exception] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._first: Told | None = None
@@ -66,23 +69,36 @@ class Writing:
         return len(self._makers)
 
     async def begin(self, repeats: int = 1) -> None:
-        """`repeats`: how many neighbouring makers ask about the same prompt."""
+        """`repeats`: how many neighbouring makers ask about the same prompt. Those after the first are submitted when
+        something is written, and find the prompt read."""
+        places = range(len(self._makers))
         try:
             with refusals(self._own_state):
-                for start in range(0, len(self._makers), repeats):
-                    await self._submit(start)
+                self._waiting.extend(i for i in places if i % repeats == 0)
+                await self._submit()
                 self._first = await self._next()
-                for i in range(len(self._makers)):
-                    if i % repeats:
-                        await self._submit(i)
+                self._waiting.extend(i for i in places if i % repeats)
+                await self._submit()
         except BaseException:
             self.cancel()
             raise
 
-    async def _submit(self, choice: int) -> None:
-        ticket = await self._service.submit(self._makers[choice])
-        self._tickets.append(ticket)
-        self._tasks.append(asyncio.create_task(self._pump(choice, ticket)))
+    async def _submit(self) -> None:
+        """As many as there is room for. `Busy` only where none has been taken."""
+        while self._waiting and len(self._tickets) < self._most:
+            choice = self._waiting[0]
+            try:
+                ticket = await self._service.submit(self._makers[choice])
+            except Busy:
+                if not self._tasks:
+                    raise
+                if self._tickets:
+                    return  # when one of them ends
+                await asyncio.sleep(1)
+                continue
+            self._waiting.popleft()
+            self._tickets[choice] = ticket
+            self._tasks.append(asyncio.create_task(self._pump(choice, ticket)))
 
     async def _pump(self, choice: int, ticket: Ticket) -> None:
         waiting: list[TokenScore] = []  # of tokens that have written nothing yet
@@ -111,7 +127,10 @@ class Writing:
         with refusals(self._own_state):
             while left:
                 told, self._first = self._first or await self._next(), None
-                left -= told.answer is not None
+                if told.answer is not None:
+                    left -= 1
+                    self._tickets.pop(told.choice)
+                    await self._submit()
                 yield told
 
     async def choices(self) -> list[Choice]:
@@ -131,7 +150,7 @@ class Writing:
 
     def cancel(self) -> None:
         """Leave whatever has not ended."""
-        for ticket in self._tickets:
+        for ticket in self._tickets.values():
             ticket.cancel()
         for task in self._tasks:
             task.cancel()

@@ -18,7 +18,7 @@ def asked_of(page: Client, picture: Path) -> str:
     """What the page answers."""
     controls = {"follow_up": False, "temperature": 0, "top_p": 1, "top_k": 0, "presence_penalty": 0, "count_penalty": 0}
     controls |= {"penalty_decay": 1, "max_new_tokens": 8, "seed": 0}
-    chat, _, _ = page.predict(picture=handle_file(picture), sound=None, question="What?", **controls, api_name="/ask")
+    chat, _, _ = page.predict(picture=handle_file(picture), question="What?", **controls, api_name="/ask")
     assert chat[-1]["role"] == "assistant"
     text: str = chat[-1]["content"][0]["text"]
     return text

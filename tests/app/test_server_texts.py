@@ -56,6 +56,15 @@ def test_texts_are_continued_as_by_the_pipeline(client: openai.OpenAI, pipeline:
     assert sum(len(chunk.choices[0].logprobs.tokens or []) for chunk in chunks if chunk.choices[0].logprobs) == 5
 
 
+def test_more_prompts_than_the_engine_takes_are_answered_in_turn(pipeline: Pipeline) -> None:
+    prompts = [f"{'a red ' * (i % 3)}square{i}" for i in range(12)]
+    expected = [pipeline.generate(prompt, Sampling(3)).text for prompt in prompts]
+    with Engine(pipeline, EngineConfig(slots=2, max_waiting=1)) as engine, served(engine) as url:
+        for n in (1, 2):
+            found = client_of(url).completions.create(model="tiny", prompt=prompts, max_tokens=3, n=n)
+            assert [choice.text for choice in found.choices] == [text for text in expected for _ in range(n)]
+
+
 def test_an_echo_tells_how_likely_the_prompt_is(client: openai.OpenAI, pipeline: Pipeline, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     usable = [i for i in range(pipeline.tokenizer.size) if i not in pipeline.tokenizer.unwritable]
