@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -171,6 +172,20 @@ def test_who_leaves_in_mid_answer_frees_the_slot(slow: tuple[Engine, str], strea
     assert engine.counts.tokens_written < 16_000
     short = {"model": "endless", "messages": ask("Describe"), "max_tokens": 2}
     assert post(url, "chat/completions", short).status_code == 200
+
+
+def test_who_takes_nothing_of_an_answer_is_let_go(endless_model: Any) -> None:
+    pipeline = Pipeline(endless_model, "endless")
+    body = {"model": "endless", "messages": ask("Describe"), "stream": True, "max_tokens": 16_000}
+    body |= {"logprobs": True, "top_logprobs": 20}  # more than the buffers on the way hold
+    with (
+        Engine(pipeline, EngineConfig(slots=1)) as engine,
+        served(engine, send_s=0.2) as url,
+        sent(url, "chat/completions", body) as connection,
+    ):
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+        until(lambda: engine.counts.cancelled == 1, "the request is cancelled")
+        assert httpx.get(f"{url}/v1/models").status_code == 200
 
 
 def test_a_full_engine_answers_429_and_when_to_come_back(slow: tuple[Engine, str]) -> None:
