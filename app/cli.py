@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -260,6 +261,8 @@ def serve(
     debug: Debug = False,
 ) -> None:
     """Serve OpenAI's interface under /v1, and the web page."""
+    if find_spec("prometheus_client") is None:
+        raise ValueError("serving needs more packages: pip install 'mm-rwkv7[serve]'")
     from app.api.config import ServerConfig
     from app.server import check_exposed
     from app.serving import check_address

@@ -4,6 +4,8 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from app.api.errors import Refused
 from app.lru import ByteBound
 from mm_rwkv7.state import State
@@ -33,14 +35,14 @@ class Kept:
 
 
 class KeptStates:
-    """At most `limit` bytes; the ones used least recently go. For one thread. Whoever knows an id may read and remove
-    the state; nobody can change it."""
+    """At most `limit` bytes of RAM; the ones used least recently go. For one thread. Whoever knows an id may read and
+    remove the state; nobody can change it."""
 
     def __init__(self, limit: int) -> None:
         self._held = ByteBound[Kept](limit)
 
     def keep(self, state: State) -> Kept:
-        kept = Kept(f"state_{secrets.token_hex(16)}", state)
+        kept = Kept(f"state_{secrets.token_hex(16)}", state.map(Tensor.cpu))
         if kept.bytes > self._held.limit:
             raise Refused(400, f"a state takes {kept.bytes} bytes, and this server keeps {self._held.limit}", "state")
         self._held.put(kept.id.encode(), kept, kept.bytes)

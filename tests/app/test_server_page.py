@@ -41,7 +41,9 @@ def test_page_and_interface_share_a_process(engine: Engine, pictures: dict[str, 
 
 
 def test_a_password_closes_the_page(engine: Engine, pictures: dict[str, Path]) -> None:
-    with served(engine, build(engine.pipeline), api_key="key", page_password="a password") as url:
+    with served(
+        engine, build(engine.pipeline), api_key="key", page_password="a password"
+    ) as url:  # pragma: allowlist secret
         assert httpx.get(f"{url}/config").status_code == 401
         assert httpx.post(f"{url}/gradio_api/call/ask", json={"data": []}).status_code == 401
         assert httpx.post(f"{url}/gradio_api/upload", files={"files": b"x"}).status_code == 401

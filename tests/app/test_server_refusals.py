@@ -205,7 +205,7 @@ def test_a_model_is_not_named_by_its_path(url: str) -> None:
 
 
 def test_only_the_key_opens(engine: Engine) -> None:
-    with served(engine, api_key="a secret") as url:
+    with served(engine, api_key="a secret") as url:  # pragma: allowlist secret
         for headers in (
             {},
             {"Authorization": "Bearer wrong"},
