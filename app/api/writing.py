@@ -16,7 +16,6 @@ from app.requests import Busy, Request, Ticket, TokenScore
 from mm_rwkv7.pipeline import Answer
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
-REASONS = {"stop": "stop"}  # every other end is for want of tokens or time
 
 Make = Callable[[], Request]
 
@@ -45,7 +44,8 @@ class Choice:
 
 
 def finish_reason(answer: Answer) -> str:
-    return REASONS.get(answer.finish_reason, "length")
+    """OpenAI's word: every end but a stop is for want of tokens or of time."""
+    return "stop" if answer.finish_reason == "stop" else "length"
 
 
 class Writing:

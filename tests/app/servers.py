@@ -103,9 +103,9 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     return found
 
 
-def until(condition: Any, what: str) -> None:
+def until(condition: Any, what: str, seconds: float = 30) -> None:
     """Wait for what will be true soon; only a test that fails waits in full."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"this never came true: {what}"
         time.sleep(0.01)

