@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +75,7 @@ def _commands() -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
-    for command in (ask, caption, tag, chat, embed, app, encoders, inspect, convert, doctor):
+    for command in (ask, caption, tag, chat, embed, app, serve, encoders, inspect, convert, doctor):
         cli.command()(command)
     for program in (train, evaluate, bench):
         name = {evaluate: "eval"}.get(program)
@@ -235,6 +236,46 @@ def app(
     from app.serving import serve
 
     serve(pipeline, host, port)
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    model: Model = "nano",
+    device: OnDevice = Device.AUTO,
+    dtype: InType = DType.AUTO,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="MM_RWKV7_API_KEY", help="What clients must send as their bearer token.")
+    ] = None,
+    page_password: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MM_RWKV7_PAGE_PASSWORD", help="For the page, whose user is mm-rwkv7; the API key if not given."
+        ),
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines in without a key.")] = False,
+    fetch_from: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Fetch pictures from there, such as https://example.com; repeatable."),
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Requests worked on at once.")] = 32,
+    debug: Debug = False,
+) -> None:
+    """Serve OpenAI's interface under /v1, and the web page."""
+    if find_spec("prometheus_client") is None:
+        raise ValueError("serving needs more packages: pip install 'mm-rwkv7[serve]'")
+    from app.api.config import ServerConfig
+    from app.server import check_exposed
+    from app.serving import check_address
+
+    config = ServerConfig(api_key, page_password or api_key, tuple(fetch_from or ()))
+    check_exposed(host, api_key, insecure)
+    check_address(host, port)
+    pipeline = _pipeline(model, device, dtype)
+    from app.engine import EngineConfig
+    from app.server import serve as run
+
+    run(pipeline, host, port, config, EngineConfig(slots))
 
 
 def doctor(as_json: AsJson = False, debug: Debug = False) -> int:

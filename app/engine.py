@@ -134,6 +134,11 @@ class Engine:
             self._inbox.put(run)
         return future
 
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests: it was not closed, and its thread has not failed."""
+        return not self._closing
+
     def close(self) -> None:
         """End every request with `Cancelled`, then the thread; with a folder, write the states that are known there."""
         with self._lock:

@@ -76,9 +76,7 @@ class Said:
 def prepare(pipeline: Pipeline, encoder: MediaEncoder, request: Request) -> Prompt:
     """The request's prompt, its media read and decoded unless their features are known. ValueError for bad input."""
     if request.text is not None:
-        ids = pipeline.tokenizer.encode(request.text)
-        if not ids:
-            raise ValueError("there is no text to continue")
+        ids = text_ids(pipeline, request.text)
         return _join(pipeline, [[ids]], request)
     state = request.state
     open_turn = state is not None and state.open_turn
@@ -93,6 +91,17 @@ def prepare(pipeline: Pipeline, encoder: MediaEncoder, request: Request) -> Prom
     last = len(pipeline.processor.segments(request.messages[-1:], request.write, alone))
     turns = [pieces[:-last], pieces[-last:]]
     return _join(pipeline, turns, request)
+
+
+def text_ids(pipeline: Pipeline, text: str | Sequence[int]) -> list[int]:
+    """The ids of a text, or ids that were given, which may be any that an answer may hold. ValueError for none."""
+    tokenizer = pipeline.tokenizer
+    ids = tokenizer.encode(text) if isinstance(text, str) else list(text)
+    if not ids:
+        raise ValueError("there is no text to continue")
+    for wrong in (i for i in ids if not 0 <= i < tokenizer.size or i in tokenizer.unwritable):
+        raise ValueError(f"{wrong} is no token of a text, expected 0 to {tokenizer.size - 1} without placeholders")
+    return ids
 
 
 def _join(pipeline: Pipeline, turns: Sequence[Sequence[list[int] | Medium]], request: Request) -> Prompt:

@@ -15,8 +15,8 @@ from mm_rwkv7.state import State
 
 @dataclass(frozen=True)
 class Request:
-    """`messages` for the chat template, or a `text` to continue as it stands; one of the two. They come after what
-    `state` has read.
+    """`messages` for the chat template, or a `text` (or its ids) to continue as it stands; one of the two. They come
+    after what `state` has read.
 
     Without `write` they are only read, and the answer is an empty text with the state after them. `timeout_s` counts
     from the submission. With `logprobs` every piece tells the log-probabilities of its tokens and of so many of the
@@ -24,7 +24,7 @@ class Request:
     """
 
     messages: Sequence[Message] = ()
-    text: str | None = None
+    text: str | Sequence[int] | None = None
     state: State | None = None
     sampling: Sampling = field(default_factory=Sampling)
     write: bool = True

@@ -1,0 +1,134 @@
+"""The server: OpenAI's interface under /v1, the page at /, health and figures, in one process over one engine."""
+
+import ipaddress
+import resource
+import sys
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Response
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse
+
+from app.api.chat import add_chat
+from app.api.completions import add_completions
+from app.api.config import ServerConfig
+from app.api.embeddings import add_embeddings
+from app.api.errors import ErrorBody, add_handlers
+from app.api.guard import Guard, may_enter, wrong_key
+from app.api.service import Service
+from app.api.states import add_states
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+    from app.engine import Engine, EngineConfig
+    from mm_rwkv7.pipeline import Pipeline
+
+PAGE_USER = "mm-rwkv7"
+GRACE_S = 10  # for answers under way when the server ends
+MORE = 32  # requests inside besides those that the engine takes: they are refused, or ask for no answer
+
+
+def check_exposed(host: str, api_key: str | None, insecure: bool) -> None:
+    """ValueError for an address that other machines reach, without a key, unless that is meant."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not (loopback or api_key or insecure):
+        raise ValueError(
+            f"{host} lets other machines in: give --api-key (or MM_RWKV7_API_KEY), or --insecure if anybody may come in"
+        )
+
+
+def serve(pipeline: "Pipeline", host: str, port: int, config: ServerConfig, engine_config: "EngineConfig") -> None:
+    """Serve the interface and the page until interrupted."""
+    import uvicorn
+
+    from app.api.connections import Connection
+    from app.engine import Engine
+    from app.page import build
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is a file
+    with Engine(pipeline, engine_config) as engine:
+        app = create(engine, config, build(pipeline))
+        print(f"mm-rwkv7 ({pipeline.name}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            http=Connection,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+
+
+def create(engine: "Engine", config: ServerConfig, page: "Blocks | None" = None) -> FastAPI:
+    """The application around an engine, which stays the caller's to close; with a page, that is mounted at /."""
+    service = Service(engine, config)
+    app = FastAPI(title="mm-rwkv7", docs_url=None, redoc_url=None, openapi_url=None)
+    app.mount("/v1", _interface(service))
+
+    @app.get("/healthz")
+    async def health() -> Response:
+        alive = engine.alive
+        return JSONResponse({"status": "ok" if alive else "failed", "model": service.model}, 200 if alive else 503)
+
+    @app.get("/metrics")
+    async def metrics(http: HttpRequest) -> Response:
+        if not may_enter(dict(http.scope["headers"]), config.api_key):
+            return wrong_key().response
+        return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    if page is not None:
+        _mount(app, page, config.page_password)
+    return app
+
+
+def _mount(app: FastAPI, page: "Blocks", password: str | None) -> None:
+    import gradio
+
+    from app.look import CSS, theme
+    from app.serving import AT_ONCE, LARGEST_UPLOAD, WAITING
+
+    page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
+    gradio.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        auth=None if password is None else (PAGE_USER, password),
+        show_error=False,
+        max_file_size=LARGEST_UPLOAD,
+        ssr_mode=False,
+        run_history=False,
+        theme=theme(),
+        css=CSS,
+    )
+
+
+def _interface(service: Service) -> FastAPI:
+    app = FastAPI(
+        title="mm-rwkv7",
+        docs_url=None,  # their scripts come from elsewhere
+        redoc_url=None,
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
+    add_handlers(app)
+    at_once = service.engine.config.slots + service.engine.config.max_waiting + MORE
+    app.add_middleware(Guard, config=service.config, at_once=at_once, metrics=service.metrics)
+    model = {"id": service.model, "object": "model", "created": service.since, "owned_by": "mm-rwkv7"}
+
+    @app.get("/models")
+    async def models() -> dict[str, object]:
+        return {"object": "list", "data": [model]}
+
+    @app.get("/models/{name:path}")
+    async def one_model(name: str) -> dict[str, object]:
+        service.check_model(name)
+        return model
+
+    for add in (add_chat, add_completions, add_embeddings, add_states):
+        add(app, service)
+    return app

@@ -1,0 +1,323 @@
+"""What the server refuses, and how it says so: hostile media, wrong bodies, wrong keys, impatience."""
+
+import io
+import json
+import random
+import socket
+import struct
+import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soundfile
+
+from app.api.config import ServerConfig
+from app.cli import main
+from app.engine import Engine, EngineConfig
+from app.server import check_exposed
+from mm_rwkv7.pipeline import Pipeline
+from tests.app.servers import JSON, ask, audio, client_of, error_of, image, image_at, png, post, served, wav
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
+
+
+@pytest.fixture(scope="module")
+def engine(listening_model: Any) -> Iterator[Engine]:
+    with Engine(Pipeline(listening_model, "/home/someone/listening"), EngineConfig(slots=4)) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def url(engine: Engine) -> Iterator[str]:
+    with served(engine, pixels=10_000, sound_s=30.0, media=3) as url:
+        yield url
+
+
+def chat(url: str, *parts: dict[str, Any], **fields: Any) -> httpx.Response:
+    body = {"model": "listening", "messages": ask("Describe", *parts), "max_tokens": 1, **fields}
+    return post(url, "chat/completions", body)
+
+
+def bomb() -> bytes:
+    """A PNG whose header announces more pixels than anybody has memory for."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    crc = struct.pack(">I", zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + crc + png()[33:]
+
+
+def silence(seconds: int) -> bytes:
+    """A FLAC file a thousand times smaller than its samples."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(seconds * 8000), 8000, format="FLAC")
+    return buffer.getvalue()
+
+
+def test_what_is_allowed_passes(url: str) -> None:
+    assert chat(url, image(png(size=(100, 100))), audio(wav(2.0))).status_code == 200
+    assert chat(url, image(png(form="WEBP"), "image/webp"), image(png(form="GIF"), "image/gif")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        (image(bomb()), "larger than 10,000 pixels"),
+        (image(png(size=(101, 100))), "101 x 100 pixels, expected at most 10,000"),
+        (image(SVG, "image/svg+xml"), "expected one of image/png"),
+        (image(SVG), "said to be image/png and is not"),
+        (image(png(form="JPEG")), "said to be image/png and is not"),
+        (image(wav()), "said to be image/png and is not"),
+        (image(b"%PDF-1.4\n" + png()), "said to be image/png and is not"),
+        (image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "said to be image/png and is not"),
+        (image(b"<html>" + png(), "text/html"), "expected one of image/png"),
+        (image(png()[:60]), "broken or cut short"),
+        (image(b""), "empty"),
+        (image_at("data:image/png," + "a" * 9), "not in base64"),
+        (image_at("data:image/png;base64,@@@@"), "not in base64"),
+        (image_at("/etc/passwd"), "a picture is a data URI"),
+        (image_at("file:///etc/passwd"), "a picture is a data URI"),
+        (image_at("http://169.254.169.254/latest/meta-data"), "not one that this server fetches from"),
+        (image_at("https://example.com/a.png"), "not one that this server fetches from"),
+        (audio(silence(31)), "said to be wav and is FLAC"),
+        (audio(silence(31), "flac"), "longer than 30 s"),
+        (audio(png()), "said to be wav and cannot be read"),
+        (audio(b"RIFF"), "said to be wav and cannot be read"),
+        ({"type": "input_audio", "input_audio": {"data": "/etc/passwd", "format": "wav"}}, "not in base64"),
+    ],
+)
+def test_hostile_media_are_refused(url: str, part: dict[str, Any], told: str) -> None:
+    response = chat(url, part)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert told in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_no_more_media_than_the_server_takes(url: str) -> None:
+    assert "at most 3" in error_of(chat(url, *[image(png())] * 4))["message"]
+
+
+class _Pictures(BaseHTTPRequestHandler):
+    """A host with a picture, and with a way out to elsewhere."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/a.png" else 302)
+        self.send_header("Content-Type", "image/png")
+        self.send_header("Location", "/a.png")
+        self.end_headers()
+        self.wfile.write(png())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_listed_origins_are_fetched_from_and_lead_nowhere_else(engine: Engine) -> None:
+    host = HTTPServer(("127.0.0.1", 0), _Pictures)
+    Thread(target=host.serve_forever, daemon=True).start()
+    origin = f"http://127.0.0.1:{host.server_port}"
+    with served(engine, fetch_from=(origin,)) as url:
+        assert chat(url, image_at(f"{origin}/a.png")).status_code == 200
+        assert "answered 302" in error_of(chat(url, image_at(f"{origin}/elsewhere")))["message"]
+        for other in (f"http://127.0.0.1:{host.server_port + 1}/a.png", f"{origin}@example.com/a.png", "http://[/"):
+            assert "address" in error_of(chat(url, image_at(other)))["message"]
+    host.shutdown()
+    host.server_close()
+
+
+@pytest.mark.parametrize("origin", ["example.com", "ftp://example.com", "https://example.com/path", "https://"])
+def test_only_origins_can_be_listed(origin: str) -> None:
+    with pytest.raises(ValueError, match="is no origin"):
+        ServerConfig(fetch_from=(origin,))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": "gpt"}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": ""}]}, None),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, None),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 10**9}, "max_tokens"),
+        ({"n": 100}, "n"),
+        ({"seed": 1 << 64}, "seed"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": "x" * 257}, "stop"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logit_bias": {"1": 1}}, "logit_bias"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"state": "state_0"}, "state"),
+        ({"temprature": 1}, "temprature"),
+    ],
+)
+def test_wrong_fields_are_named(url: str, fields: dict[str, Any], param: str | None) -> None:
+    body = {"model": "listening", "messages": ask("Describe"), **fields}
+    response = httpx.post(f"{url}/v1/chat/completions", content=json.dumps(body).encode(), headers=JSON)
+    assert 400 <= response.status_code < 500
+    found = error_of(response)["param"]
+    assert found == param or (param and str(found).startswith(param))
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"", "application/json", 400),
+        (b"\xff\xfe", "application/json", 400),
+        (b"[" * 100_000, "application/json", 400),
+        (b"null", "application/json", 400),
+        (b'{"model": NaN}', "application/json", 400),
+        (b"{}", "text/plain", 400),
+        (b"x" * 5_000, "application/json", 413),
+    ],
+)
+def test_what_is_no_body_is_refused(engine: Engine, data: bytes, kind: str, status: int) -> None:
+    with served(engine, body_bytes=4_000 if status == 413 else 1 << 20) as url:
+        response = httpx.post(f"{url}/v1/chat/completions", content=data, headers={"content-type": kind})
+        chunked = httpx.post(f"{url}/v1/chat/completions", content=iter([data]), headers={"content-type": kind})
+    assert (response.status_code, chunked.status_code) == (status, status)
+    error_of(response)
+
+
+def test_unknown_routes_and_methods(url: str) -> None:
+    assert error_of(httpx.get(f"{url}/v1/nothing"))["type"] == "not_found_error"
+    wrong = httpx.get(f"{url}/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    error_of(wrong)
+
+
+def test_a_model_is_not_named_by_its_path(url: str) -> None:
+    for path in ("v1/models", "healthz", "metrics"):
+        assert "someone" not in httpx.get(f"{url}/{path}").text
+
+
+def test_only_the_key_opens(engine: Engine) -> None:
+    with served(engine, api_key="a secret") as url:  # pragma: allowlist secret
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "a secret"},
+            {"Authorization": "Bearer"},
+        ):
+            for path in ("v1/models", "metrics", "v1/nothing"):
+                refused = httpx.get(f"{url}/{path}", headers=headers)
+                assert refused.status_code == 401, (headers, path)
+                assert error_of(refused)["code"] == "invalid_api_key"
+        with pytest.raises(openai.AuthenticationError):
+            client_of(url, "wrong").models.list()
+        assert client_of(url, "a secret").models.list().data
+        assert httpx.get(f"{url}/healthz").json()["status"] == "ok"
+        assert "mm_rwkv7_slots 4.0" in httpx.get(f"{url}/metrics", headers={"Authorization": "Bearer a secret"}).text
+
+
+def test_who_sends_too_slowly_is_let_go(engine: Engine) -> None:
+    with served(engine, body_s=0.2) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as slow:
+            slow.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            assert slow.recv(1 << 16).startswith(b"HTTP/1.1 408")
+
+
+def test_who_asks_for_nothing_is_let_go(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.api.connections.PATIENCE_S", 0.2)
+    with served(engine) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        idle = [socket.create_connection((host, int(port)), timeout=30) for _ in range(100)]
+        idle[0].sendall(b"GET /v1/mod")  # and no more
+        assert httpx.get(f"{url}/v1/models").status_code == 200
+        assert [connection.recv(1) for connection in idle] == [b""] * 100
+        for connection in idle:
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "insecure", "fine"),
+    [
+        ("127.0.0.1", None, False, True),
+        ("localhost", None, False, True),
+        ("::1", None, False, True),
+        ("0.0.0.0", None, False, False),
+        ("::", None, False, False),
+        ("192.168.0.7", None, False, False),
+        ("example.com", None, False, False),
+        ("0.0.0.0", "key", False, True),
+        ("0.0.0.0", None, True, True),
+    ],
+)
+def test_nobody_is_let_in_by_accident(host: str, key: str | None, insecure: bool, fine: bool) -> None:
+    if fine:
+        check_exposed(host, key, insecure)
+    else:
+        with pytest.raises(ValueError, match="lets other machines in"):
+            check_exposed(host, key, insecure)
+
+
+def test_the_command_refuses_to_be_exposed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--host", "0.0.0.0"]) == 2
+    assert "--insecure" in capsys.readouterr().err
+    assert main(["serve", "--fetch-from", "example.com"]) == 2
+    assert "is no origin" in capsys.readouterr().err
+
+
+def test_bodies_at_random_never_break_it(url: str, engine: Engine, seed: int) -> None:
+    rng = random.Random(seed)
+    with httpx.Client(base_url=f"{url}/v1/", timeout=60) as client:
+        accepted = 0
+        for number in range(400):
+            path = rng.choice(["chat/completions", "completions", "embeddings", "states"])
+            body = _mutated(_body(path), rng)
+            data = json.dumps(body).encode()
+            response = client.post(path, content=data, headers=JSON)
+            assert response.status_code < 500, f"seed {seed}, body {number}: {data[:500]!r}"
+            accepted += response.status_code == 200
+            if response.status_code >= 400:
+                error_of(response)
+    assert 40 < accepted < 360, f"seed {seed}: the bodies are all wrong or all right"
+    assert engine.alive
+    assert chat(url).status_code == 200
+
+
+def _body(path: str) -> dict[str, Any]:
+    few = {"model": "listening", "max_tokens": 2}
+    if path == "chat/completions":
+        parts = (image(png()), audio(wav(0.1)))
+        return {**few, "messages": ask("Describe", *parts), "stream": False, "n": 1, "stop": ["x"], "logprobs": True}
+    if path == "completions":
+        return {**few, "prompt": ["a red", [1, 2]], "echo": True, "logprobs": 2, "seed": 1, "temperature": 0.5}
+    if path == "embeddings":
+        return {"model": "listening", "input": ["a", [3]], "encoding_format": "float"}
+    return {"messages": ask("Describe", image(png()))}
+
+
+def _mutated(value: Any, rng: random.Random) -> Any:
+    """The same with some of its leaves, keys and items changed, gone or doubled."""
+    if rng.random() < 0.06:
+        return _anything(rng)
+    if isinstance(value, dict):
+        kept = {key: _mutated(item, rng) for key, item in value.items() if rng.random() < 0.97}
+        if rng.random() < 0.05:
+            kept[rng.choice(["x", "model", "state", "stream", "type", "content", "\ud800"])] = _anything(rng)
+        return kept
+    if isinstance(value, list):
+        return [_mutated(item, rng) for item in value for _ in range(rng.choice([0, 1, 1, 1, 1, 2]))]
+    if isinstance(value, str) and rng.random() < 0.1:
+        cut = rng.randrange(len(value) + 1)
+        return value[:cut] + rng.choice(["", "\x00", "\ud83d", "é", "data:", "User:", "\n\n", " " * 99]) + value[cut:]
+    return value
+
+
+def _anything(rng: random.Random) -> Any:
+    huge = [1 << 62, -1, 1e308, float("nan"), float("inf"), 10**400]
+    plain = [None, True, 0, 1, -0.5, "", "listening", "\udfff", [], {}, [[]], {"type": "text"}, [None], "a" * 5000]
+    return rng.choice(huge + plain)
