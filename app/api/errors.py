@@ -51,9 +51,7 @@ class Refused(Exception):  # noqa: N818 - the request's fault or the moment's, n
     @property
     def body(self) -> dict[str, Any]:
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        # Half a surrogate pair, which JSON may hold and UTF-8 may not, would fail the answer.
-        message = self.message[:LONGEST].encode("utf-8", "backslashreplace").decode()
-        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.message[:LONGEST], "type": kind, "param": self.param, "code": self.code}}
 
     @property
     def response(self) -> JSONResponse:

@@ -283,7 +283,7 @@ def test_bodies_at_random_never_break_it(url: str, engine: Engine, seed: int) ->
             accepted += response.status_code == 200
             if response.status_code >= 400:
                 error_of(response)
-    assert 40 < accepted < 360, f"seed {seed}: the bodies are all wrong or all right"
+    assert 20 < accepted < 380, f"seed {seed}: the bodies are all wrong or all right"
     assert engine.alive
     assert chat(url).status_code == 200
 
@@ -302,7 +302,7 @@ def _body(path: str) -> dict[str, Any]:
 
 def _mutated(value: Any, rng: random.Random) -> Any:
     """The same with some of its leaves, keys and items changed, gone or doubled."""
-    if rng.random() < 0.06:
+    if rng.random() < 0.03:
         return _anything(rng)
     if isinstance(value, dict):
         kept = {key: _mutated(item, rng) for key, item in value.items() if rng.random() < 0.97}
