@@ -290,6 +290,9 @@ class RWKV7(nn.Module):
             raise ValueError(
                 f"state has {len(state.layers)} layers of {sorted(shapes)}, expected {config.layers} of {expected}"
             )
+        shifts = {tuple(shift.shape) for layer in state.layers for shift in (layer.att_shift, layer.ffn_shift)}
+        if shifts != {(batch, config.width)}:
+            raise ValueError(f"state has token shifts of {sorted(shifts)}, expected {(batch, config.width)}")
 
     def initial_state(self, batch: int = 1) -> State:
         """The empty state: nothing read yet."""

@@ -277,3 +277,12 @@ def test_bad_input_is_refused() -> None:
         MODEL(ids, shallow.initial_state(2))
     with pytest.raises(ValueError, match="width 33"):
         RWKV7Config(40, 33, 1, 16)
+
+
+def test_a_state_with_other_token_shifts_is_refused() -> None:
+    model = random_model()
+    first, *others = model.initial_state().layers
+    for name in ("att_shift", "ffn_shift"):
+        state = State((first._replace(**{name: torch.zeros(1, 5)}), *others))
+        with pytest.raises(ValueError, match=r"token shifts of .*\(1, 5\).*expected"):
+            model(random_ids(1, 3), state)
