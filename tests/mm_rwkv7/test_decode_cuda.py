@@ -383,8 +383,9 @@ def test_texts_join_and_leave_a_pool(launcher: Launcher) -> None:
 
     step = PooledStepper(weights, pool, launcher, counted)
     _, alone = exact.hidden(exact.embed(random_ids(3)[None]))
-    pool.put(alone, 4)
-    states = {4: alone, 1: exact.initial_state(), 5: exact.initial_state()}
+    states = {4: alone, **{slot: exact.initial_state().map(torch.randn_like) for slot in (1, 5)}}
+    for slot, state in states.items():
+        pool.put(state, slot)
     for slots in ((4,), (1, 4, 5), (5, 4, 1), (5, 1), (1, 5, 4)):
         ids = random_ids(len(slots))
         hidden = step(exact.embed(ids).to(launcher.device), slots)
@@ -407,7 +408,9 @@ def test_half_states_stay_close(launcher: Launcher) -> None:
     pool = StatePool(CONFIG, 3, torch.float32, launcher.device, half=True)
     weights = pack(model)
     assert weights is not None
-    step, state = PooledStepper(weights, pool, launcher, capture(launcher)), exact.initial_state(3)
+    step = PooledStepper(weights, pool, launcher, capture(launcher))
+    state = exact.initial_state(3).map(torch.randn_like)
+    pool.put(state, 0)
     errors = []
     for _ in range(12):
         ids = random_ids(3)
@@ -480,7 +483,8 @@ def test_vectors_may_lie_anywhere(seed: int) -> None:
 def test_steps_in_and_out_of_inference_mode(launcher: Launcher) -> None:
     """What the first step leaves behind can be changed by the next, in either mode."""
     model, exact = model_pair(torch.float32, launcher.device)
-    step, state, expected_state = step_of(model, launcher), model.initial_state(1), exact.initial_state(1)
+    step, expected_state = step_of(model, launcher), exact.initial_state(1).map(torch.randn_like)
+    state = expected_state.map(lambda tensor: tensor.to(launcher.device))
     for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode, torch.enable_grad):
         ids = random_ids(1)
         with mode():
@@ -498,7 +502,7 @@ def test_numbers_of_rows_share_pools(launcher: Launcher) -> None:
     states: dict[int, State] = {}
     for rows in (4, 3, 4, 3, 2, 3, 4, 1):
         ids = random_ids(rows)
-        before = states.get(rows, model.initial_state(rows))
+        before = states.get(rows, model.initial_state(rows).map(torch.randn_like))
         expected, _ = exact.hidden(exact.embed(ids)[:, None], before.map(Tensor.cpu))
         found, states[rows] = step(model.embed(ids.to(launcher.device)), before)
         assert error(found, expected[:, 0]) < 1e-5, rows
