@@ -107,9 +107,10 @@ def command(recipe: Path) -> list[str]:
     return [sys.executable, "-m", "training", str(recipe), "--device", "cpu"]
 
 
-def environment() -> dict[str, str]:
+def environment(threads: int) -> dict[str, str]:
+    """For another process that computes on `threads` threads: sums are equal bit for bit on equally many."""
     root = Path(__file__).resolve().parents[2]
-    return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(threads)}
 
 
 def losses(folder: Path) -> list[float]:

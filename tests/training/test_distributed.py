@@ -28,9 +28,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_two_processes(*recipes: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(__file__).with_name("two_processes.py")
-    done = subprocess.run(
-        [*launch, str(script), *map(str, recipes)], env=environment(), capture_output=True, text=True, timeout=PATIENCE
-    )
+    launched = [*launch, str(script), *map(str, recipes)]
+    done = subprocess.run(launched, env=environment(1), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -97,7 +96,8 @@ def test_a_killed_run_of_every_kind_goes_on_bit_for_bit(start: Path, tmp_path: P
     path.write_text(text.replace("workers: 0", "workers: 1"))
     folder = tmp_path / "killed/run"
     for number, step in ((signal.SIGKILL, 13), (signal.SIGTERM, 18)):
-        with subprocess.Popen(command(path), env=environment(), stderr=subprocess.PIPE) as process:
+        alike = environment(torch.get_num_threads())
+        with subprocess.Popen(command(path), env=alike, stderr=subprocess.PIPE) as process:
             try:
                 wait_for_step(folder, step, process)
                 process.send_signal(number)
