@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Answer:
     finish_reason: str
     usage: Usage
     timings: Timings
-    state: State
+    state: State = field(repr=False)
 
 
 class Stream:

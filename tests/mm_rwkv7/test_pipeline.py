@@ -78,6 +78,12 @@ def test_a_picture_read_before_equals_a_picture_with_the_question(pipe: Pipeline
         assert torch.allclose(reads(pipe, later.state), reads(pipe, at_once.state), rtol=1e-4, atol=1e-3)
 
 
+def test_an_answer_prints_without_its_state(pipe: Pipeline) -> None:
+    answer = pipe.ask("How many?")
+    assert repr(answer.text) in repr(answer)
+    assert "tensor" not in repr(answer)
+
+
 def test_a_saved_picture_is_asked_later(pipe: Pipeline, tmp_path: Path) -> None:
     state = pipe.prefill(look(NOISE))
     state.save(tmp_path / "state")
