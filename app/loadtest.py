@@ -4,27 +4,25 @@ import asyncio
 import io
 import json
 import random
-import re
 import statistics
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from app.engine import Engine, EngineConfig
 from app.requests import Piece, Request
+from mm_rwkv7.bench.memory import resident
 from mm_rwkv7.command import Parser, run_command
 from mm_rwkv7.pipeline import Answer, Pipeline
 from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.synthetic import scenes
 
 Row = dict[str, object]
-STATUS = Path("/proc/self/status")
 
 
 @dataclass
@@ -145,7 +143,13 @@ def _soak(engine: Engine, options: Namespace) -> list[Row]:
         for number in left:
             await _converse(engine, random.Random(f"{options.seed} {number}"), seen)
             if (number + 1) % tenth == 0:
-                rows.append({"conversations": number + 1, "rss_mb": round(resident() / 1e6), **_held(engine)})
+                rows.append(
+                    {
+                        "conversations": number + 1,
+                        "rss_mb": None if (held := resident()) is None else round(held / 1e6),
+                        **_held(engine),
+                    }
+                )
 
     async def everybody() -> None:
         await asyncio.gather(*(user() for _ in range(options.users)))
@@ -207,12 +211,6 @@ def _percentiles(seconds: Sequence[float]) -> Row:
         return {}
     found = torch.tensor(seconds).quantile(torch.tensor([0.5, 0.99])) * 1000
     return {"first_token_p50_ms": round(float(found[0]), 1), "first_token_p99_ms": round(float(found[1]), 1)}
-
-
-def resident() -> int:
-    """Bytes of this process in memory; 0 where the system does not tell."""
-    found = re.findall(r"VmRSS:\s+(\d+) kB", STATUS.read_text()) if STATUS.exists() else ["0"]
-    return int(found[0]) * 1024
 
 
 WORDS = (

@@ -21,6 +21,11 @@ def process_peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident() -> int | None:
+    """Bytes of this process in memory now; None where the system does not tell."""
+    return _status("VmRSS") if STATUS.exists() else None
+
+
 def available(device: torch.device) -> int | None:
     """Bytes that can still be had; None where the system does not tell."""
     if device.type == "cuda":
