@@ -252,14 +252,19 @@ def autocast_wanted(precision: str, device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
-def write_config(folder: Path, run: RunConfig) -> None:
-    """`config.yaml`: the run, resolved. A folder of another run is refused."""
-    text = describe(run)
+def check_config(folder: Path, run: RunConfig) -> None:
+    """ValueError for a folder of another run."""
     path = folder / "config.yaml"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    if path.exists() and path.read_text(encoding="utf-8") != describe(run):
         raise ValueError(f"{path} is of a run with other settings; give this one another folder (--set run=DIR)")
+
+
+def write_config(folder: Path, run: RunConfig) -> None:
+    """`config.yaml`: the run, resolved. From here on the folder is this run's."""
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    draft = folder / "config.yaml.tmp"
+    draft.write_text(describe(run), encoding="utf-8")
+    draft.replace(folder / "config.yaml")
 
 
 def _to(value: Any, device: torch.device) -> Any:

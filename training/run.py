@@ -24,7 +24,7 @@ from training.distributed import World, joined
 from training.feature_cache import FeatureCache
 from training.feed import Drawn, Feed, Packs
 from training.hearing import SoundSource
-from training.loop import train_stage, write_config
+from training.loop import check_config, train_stage, write_config
 from training.models import build_model, continued_model, picture_side
 from training.packed import PackedStage, StateStage
 from training.packs import open_readers, open_stream
@@ -48,8 +48,7 @@ def train(run: RunConfig, device: torch.device) -> Path:
 def train_in(world: World, run: RunConfig) -> Path:
     """The same as one of the processes of a `world`, which all come here."""
     folder = Path(run.run)
-    if world.first:
-        write_config(folder, run)
+    check_config(folder, run)
     # The CPU's matrix library prepares a product for each shape it meets; batches have more shapes than it keeps.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
     sources = data_of(run)
@@ -69,6 +68,9 @@ def train_in(world: World, run: RunConfig) -> Path:
         torch.manual_seed(zlib.crc32(f"{run.seed} {config.name}".encode()))  # what is begun here does not know what ran
         stage = make(model).to(world.device)
         feed = feed_of(config, run, stage, processor, sources)
+        if world.first:
+            write_config(folder, run)
+        world.barrier()
         stage = train_stage(stage, config, run, feed, folder, offset, world, make)
         model, offset = stage.model, offset + config.steps
         if world.first:

@@ -149,6 +149,13 @@ def test_a_feature_cache_changes_nothing_and_a_frozen_embedding_stays(start: Pat
     assert 1 <= len(list((tmp_path / "features").rglob("*.safetensors"))) <= 3  # pictures
 
 
+def test_a_run_that_finds_no_data_leaves_its_folder_to_the_next(start: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, start, "align", steps=1)
+    with pytest.raises(ValueError, match="gone.json"):
+        train(load(path, "sources.talk.path=gone.json"), CPU)
+    train(load(path), CPU)
+
+
 class Stops(Mixture):
     """A mixture that is killed when it is asked for more than `budget` packs."""
 
