@@ -5,7 +5,6 @@ import json
 import pytest
 
 from mm_rwkv7.bench.__main__ import main
-from mm_rwkv7.bench.memory import STATUS, resident
 from mm_rwkv7.ops import wkv_reason
 
 SMALL = ["wkv", "--T", "8", "--H", "1", "--N", "4", "--rounds", "2"]
@@ -47,13 +46,3 @@ def test_bad_sizes_end_with_one_line(arguments: list[str], message: str, capsys:
     assert not out
     assert message in complaint
     assert complaint.count("\n") == 1
-
-
-@pytest.mark.skipif(not STATUS.exists(), reason="this system does not tell")
-def test_memory_in_use_grows_by_what_is_allocated() -> None:
-    before = resident()
-    block = bytearray(b"x" * (200 << 20))
-    after = resident()
-    assert before is not None
-    assert after is not None
-    assert len(block) * 0.9 < after - before < len(block) * 2.5
