@@ -161,7 +161,7 @@ def _says(tab: "Page", text: str) -> bool:
 def _shown(tab: "Page") -> list[str]:
     """The labels of the sound that is shown, once its spectrogram is there."""
     tab.wait_for_selector("#spectrogram img")
-    _wait_until(tab, "document.querySelector('#spectrogram img').naturalWidth > 100")
+    _wait_until(tab, "document.querySelector('#spectrogram img')?.naturalWidth > 100")
     return tab.locator("#tags dt").all_inner_texts()
 
 
