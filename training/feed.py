@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from training.context_parallel import cut
 from training.data import AnySource
 from training.distributed import World
 from training.settings import StageConfig
@@ -66,28 +67,39 @@ class Stream(Protocol):
 
 
 class Packs:
-    """`batch` packs a step, shared evenly by the processes: the same packs in every step however many there are."""
+    """`batch` packs a step, shared evenly by the processes: the same packs in every step however many there are.
+    Processes that share their packs get a span of each."""
 
     def __init__(self, stream: Stream, batch: int, workers: int) -> None:
         self.stream, self.batch, self.workers = stream, batch, workers
 
     def steps(self, start: int, position: Any, world: World) -> Iterator[Sequence[Batch]]:
-        if self.batch % world.size:
-            raise ValueError(f"{self.batch} packs a step cannot be shared evenly by {world.size} processes")
-        each = self.batch // world.size
+        if self.batch % world.readers:
+            who = f"{world.readers} processes" if world.context == 1 else f"{world.readers} groups of {world.context}"
+            raise ValueError(f"{self.batch} packs a step cannot be shared evenly by {who}")
+        each = self.batch // world.readers
         # Workers take turns with the packs of a step, so that a position is one of all of them.
         workers = max((n for n in range(1, self.workers + 1) if each % n == 0), default=0)
         share = _Share(self.stream, position, world, self.batch)
         packs = iter(DataLoader(share, batch_size=None, **_workers(workers)))
         while True:
-            yield [next(packs) for _ in range(each)]
+            step = [next(packs) for _ in range(each)]
+            if world.context > 1:
+                step = [cut(pack, world.rank % world.context, world.context) for pack in step]
+            yield step
 
 
 class _Share(IterableDataset[Batch]):
     """One process's packs, in order: its workers take turns as if each were a process of its own."""
 
     def __init__(self, stream: Stream, position: Any, world: World, packs: int) -> None:
-        self.stream, self.position, self.rank, self.size, self.packs = stream, position, world.rank, world.size, packs
+        self.stream, self.position, self.rank, self.size, self.packs = (
+            stream,
+            position,
+            world.reader,
+            world.readers,
+            packs,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()

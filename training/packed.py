@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.state import State
+from training import context_parallel
 from training.cross_entropy import cross_entropy
 from training.feature_cache import FeatureCache
 from training.settings import StageConfig
@@ -97,6 +99,20 @@ class PackedStage(Stage):
             yield from (part for part in (model.tower, model.projector, model.compressor) if part is not None)
         if batch.get("windows") is None and model.sound is not None:
             yield model.sound
+
+
+class SpannedStage(PackedStage):
+    """The same where the processes of `group` share every pack: `cu_seqlens` and "continued" are of this one's span, as
+    `context_parallel.cut` makes it."""
+
+    def __init__(self, model: MMRWKV7, config: StageConfig, group: ProcessGroup) -> None:
+        super().__init__(model, config)
+        self.group = group
+
+    def _hidden(self, x: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        lm, ends = self.model.lm, batch["cu_seqlens"]
+        hidden, _ = context_parallel.hidden(lm, x, None, self.group, ends, batch["continued"])
+        return hidden
 
 
 class StateStage(PackedStage):

@@ -26,7 +26,7 @@ from training.feed import Drawn, Feed, Packs
 from training.hearing import SoundSource
 from training.loop import check_config, train_stage, write_config
 from training.models import build_model, continued_model, picture_side
-from training.packed import PackedStage, StateStage
+from training.packed import PackedStage, SpannedStage, StateStage
 from training.packs import open_readers, open_stream
 from training.plot import plot_loss
 from training.samples import write_conversations, write_samples
@@ -49,6 +49,7 @@ def train_in(world: World, run: RunConfig) -> Path:
     """The same as one of the processes of a `world`, which all come here."""
     folder = Path(run.run)
     check_config(folder, run)
+    world = world.sharing(run.engine.context_parallel)
     # The CPU's matrix library prepares a product for each shape it meets; batches have more shapes than it keeps.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
     sources = data_of(run)
@@ -64,7 +65,7 @@ def train_in(world: World, run: RunConfig) -> Path:
         if offset + config.steps < done:  # a later stage's checkpoint holds all that this one left
             offset += config.steps
             continue
-        make = partial(make_stage, config, processor, sources)
+        make = partial(make_stage, config, processor, sources, world=world)
         torch.manual_seed(zlib.crc32(f"{run.seed} {config.name}".encode()))  # what is begun here does not know what ran
         stage = make(model).to(world.device)
         feed = feed_of(config, run, stage, processor, sources)
@@ -109,8 +110,14 @@ def feed_of(
     return Drawn(stage, config, drawn, run.seed, run.workers)
 
 
-def make_stage(config: StageConfig, processor: Processor, sources: Mapping[str, AnySource], model: MMRWKV7) -> Stage:
-    """The stage around `model`, of which exactly what it trains takes gradients."""
+def make_stage(
+    config: StageConfig,
+    processor: Processor,
+    sources: Mapping[str, AnySource],
+    model: MMRWKV7,
+    world: World | None = None,
+) -> Stage:
+    """The stage around `model`, of which exactly what it trains takes gradients; in a `world` of one unless given."""
     model.requires_grad_(False).eval()
     parts = _parts(model)
     for name in config.train:
@@ -133,7 +140,9 @@ def make_stage(config: StageConfig, processor: Processor, sources: Mapping[str, 
         case "state":
             return StateStage(model, config)
         case "text" if config.carried:
-            return StreamedStage(model, config)
+            return StreamedStage(model, config, world or World(torch.device("cpu")))
+        case "text" if world is not None and world.group is not None:
+            return SpannedStage(model, config, world.group)
         case _:
             return PackedStage(model, config)
 
