@@ -1,5 +1,5 @@
 """`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]` trains, alone or under torchrun, and
-`python -m training prepare IN OUT` writes shards (`training.prepare`)."""
+`python -m training prepare IN OUT` writes shards (`training.data.prepare`)."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from mm_rwkv7.command import Parser, run_command
 def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["prepare"]:
-        from training.prepare import main as prepare
+        from training.data.prepare import main as prepare
 
         return prepare(given[1:])
     parser = Parser(prog="python -m training", description="Train a model by a recipe.")

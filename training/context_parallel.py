@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mm_rwkv7.token_shift import Sequences
 from mm_rwkv7.rwkv7 import RWKV7, Block
 from mm_rwkv7.state import LayerState, State
+from mm_rwkv7.token_shift import Sequences
 
 
 def cut(pack: Mapping[str, Any], rank: int, ranks: int) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from training.context_parallel import cut
-from training.data import AnySource
 from training.distributed import World
 from training.settings import StageConfig
+from training.singles.named import AnySource
 from training.stage import Stage
 
 Batch = dict[str, Any]

@@ -14,7 +14,7 @@ from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.state import State
 from training import context_parallel
 from training.cross_entropy import cross_entropy
-from training.feature_cache import FeatureCache
+from training.data.feature_cache import FeatureCache
 from training.settings import StageConfig
 from training.stage import Stage
 

@@ -19,19 +19,19 @@ from training.adapters import LoRAStage
 from training.answer import AnswerStage
 from training.checkpoints import kept_steps
 from training.config import RunConfig
-from training.data import SOUND_SOURCES, UNLABELLED, AnySource, open_sources
+from training.data.feature_cache import FeatureCache
+from training.data.packs import open_readers, open_stream
 from training.distributed import World, joined
-from training.feature_cache import FeatureCache
 from training.feed import Drawn, Feed, Packs
-from training.hearing import SoundSource
 from training.loop import check_config, train_stage, write_config
 from training.models import build_model, continued_model, picture_side
 from training.packed import PackedStage, SpannedStage, StateStage
-from training.packs import open_readers, open_stream
 from training.plot import plot_loss
 from training.samples import write_conversations, write_samples
 from training.settings import StageConfig
-from training.sources import SOURCES, Source
+from training.singles.hearing import SoundSource
+from training.singles.named import SOUND_SOURCES, UNLABELLED, AnySource, open_sources
+from training.singles.sources import SOURCES, Source
 from training.stage import Stage
 from training.streamed import StreamedStage
 from training.tagging import TaggingStage

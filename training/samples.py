@@ -14,11 +14,11 @@ from mm_rwkv7.pictures import load_picture
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Message
 from mm_rwkv7.state import State
-from training.conversations import Fault, Reader
-from training.data import AnySample, AnySource, open_turn
-from training.hearing import RATE
-from training.media import at_hand
-from training.sources import Sample
+from training.data.conversations import Fault, Reader
+from training.data.media import at_hand
+from training.singles.hearing import RATE
+from training.singles.named import AnySample, AnySource, open_turn
+from training.singles.sources import Sample
 
 EACH = 4  # of each source
 LOOKED_AT = 100  # conversations of which some cannot be read

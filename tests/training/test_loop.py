@@ -16,10 +16,10 @@ from mm_rwkv7.synthetic import soundscapes
 from training import run as module
 from training.answer import turns
 from training.config import RunConfig, load_recipe
-from training.data import SOUND_SOURCES
-from training.hearing import Soundscapes
 from training.run import continued_model, data_of, train
-from training.sources import SOURCES, Sample, Scenes
+from training.singles.hearing import Soundscapes
+from training.singles.named import SOUND_SOURCES
+from training.singles.sources import SOURCES, Sample, Scenes
 from training.tower import TowerStage
 
 BATCH = 2

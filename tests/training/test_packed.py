@@ -14,9 +14,9 @@ from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.state import State
 from tests.training.packed_run import TRAINS, load, losses, make_start, write_recipe
 from training.config import RunConfig
-from training.mixture import Mixture
+from training.data.mixture import Mixture
+from training.data.packs import open_stream
 from training.packed import PackedStage
-from training.packs import open_stream
 from training.run import train
 from training.settings import SourceConfig, StageConfig
 
@@ -151,7 +151,7 @@ def test_a_feature_cache_changes_nothing_and_a_frozen_embedding_stays(start: Pat
 
 def test_a_run_that_finds_no_data_leaves_its_folder_to_the_next(start: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path, start, "align", steps=1)
-    with pytest.raises(ValueError, match="gone.json"):
+    with pytest.raises(ValueError, match=r"gone\.json"):
         train(load(path, "sources.talk.path=gone.json"), CPU)
     train(load(path), CPU)
 
@@ -178,7 +178,7 @@ def test_a_stage_that_stopped_goes_on_as_if_nothing_had_been(
     change = "stages.lora.lora.dropout=0.2"
     straight = load(write_recipe(tmp_path / "straight", start, *kinds, **settings), change)
     train(straight, CPU)
-    monkeypatch.setattr("training.packs.Mixture", Stops)
+    monkeypatch.setattr("training.data.packs.Mixture", Stops)
     monkeypatch.setattr(Stops, "budget", 2 * 7 + 1)  # in the second stage, while its checkpoint is being written
     killed = load(write_recipe(tmp_path / "killed", start, *kinds, **settings), change)
     with pytest.raises(KeyboardInterrupt):

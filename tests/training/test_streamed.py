@@ -18,8 +18,8 @@ from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.rwkv7 import RWKV7Config
 from training.config import RunConfig, load_recipe
-from training.indexed import write_tokens
-from training.packs import open_stream
+from training.data.indexed import write_tokens
+from training.data.packs import open_stream
 from training.run import make_stage, train
 
 SIZES = {"width": 32, "layers": 2, "head_size": 16, "decay_rank": 4, "iclr_rank": 4, "value_rank": 4, "gate_rank": 4}

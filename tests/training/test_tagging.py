@@ -16,12 +16,12 @@ from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.synthetic.soundscapes import Event
 from training import tagging
-from training.augment import Augmentation
 from training.config import StageConfig, load_recipe
 from training.distributed import World
 from training.feed import Drawn
-from training.hearing import RATE, SoundSample, Soundscapes
 from training.loop import train_stage
+from training.singles.augment import Augmentation
+from training.singles.hearing import RATE, SoundSample, Soundscapes
 from training.tagging import EVENTS, TaggingStage
 
 MOMENT = 0.08  # seconds
