@@ -23,7 +23,7 @@ from training.data.feature_cache import FeatureCache
 from training.data.packs import open_readers, open_stream
 from training.distributed import World, joined
 from training.feed import Drawn, Feed, Packs
-from training.loop import check_config, train_stage, write_config
+from training.loop import autocast_wanted, check_config, train_stage, write_config
 from training.models import build_model, continued_model, picture_side
 from training.packed import PackedStage, SpannedStage, StateStage
 from training.plot import plot_loss
@@ -103,8 +103,10 @@ def feed_of(
     """Where the stage's batches come from."""
     if config.packed:
         cache = None
-        if run.feature_cache is not None and isinstance(stage, PackedStage) and "tower" not in config.train:
-            cache = stage.cache = FeatureCache(run.feature_cache, stage.model)
+        seen = "tower" not in config.train and stage.model.tower is not None  # by a frozen tower
+        if run.feature_cache is not None and isinstance(stage, PackedStage) and (seen or stage.model.sound is not None):
+            half = autocast_wanted(run.precision, next(stage.parameters()).device)
+            cache = stage.cache = FeatureCache(run.feature_cache, stage.model, pictures=seen, half=half)
         return Packs(open_stream(config, run, processor, cache), config.batch, run.workers)
     drawn = {name: sources[name] for name in config.data}
     return Drawn(stage, config, drawn, run.seed, run.workers)

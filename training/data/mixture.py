@@ -46,6 +46,16 @@ class Seen:
     features: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Listened:
+    """A sound of windows with so many `frames` each: the windows, none where a cache knows it under `key`."""
+
+    windows: list[Tensor]
+    frames: list[int]
+    key: str = ""
+    features: Tensor | None = None
+
+
 @dataclass
 class Tally:
     """How many samples there were, and how many of them cannot be read."""
@@ -70,7 +80,8 @@ class Mixture:
     one that cannot be read. More than `broken_share` of samples that cannot be read is an error.
 
     With a `cache`, `pixels` are those of pictures whose features it does not know, `keys` name all pictures, and
-    `features` holds what is known of each, or None: `FeatureCache.see` makes them whole.
+    `features` holds what is known of each, or None: `FeatureCache.see` makes them whole. Of sounds the same do
+    `windows`, `sound_keys`, `sound_features` and `FeatureCache.hear`; `spans` says how many windows each takes.
     """
 
     def __init__(
@@ -221,7 +232,7 @@ class Mixture:
         kept: list[Sample] = []
         faults = list(taken.faults)
         pictures: list[Seen] = []
-        windows: list[tuple[Tensor, int]] = []
+        sounds: list[Listened] = []
         for sample in taken.samples:
             self._opened.seen += 1
             try:
@@ -232,41 +243,59 @@ class Mixture:
                 continue
             kept.append(sample)
             pictures += seen
-            windows += heard
+            sounds += heard
         pixels = [picture.pixels for picture in pictures if picture.pixels is not None]
+        windows = [window for sound in sounds for window in sound.windows]
         batch = self._laid_out(kept) | {
             "pixels": join(pixels) if pixels else None,
             "tiles": tuple(picture.tiles for picture in pictures),
-            "windows": torch.stack([window for window, _ in windows]) if windows else None,
-            "frames": torch.tensor([frames for _, frames in windows]) if windows else None,
+            "windows": torch.stack(windows) if windows else None,
+            "frames": torch.tensor([frames for sound in sounds for frames in sound.frames]) if sounds else None,
             "faults": faults,
         }
         if self.cache is not None:
             batch["keys"] = [picture.key for picture in pictures]
             batch["features"] = [picture.features for picture in pictures]
+            batch["sound_keys"] = [sound.key for sound in sounds]
+            batch["sound_features"] = [sound.features for sound in sounds]
+            batch["spans"] = tuple(len(sound.frames) for sound in sounds)
         return batch
 
-    def _media(self, sample: Sample) -> tuple[list[Seen], list[tuple[Tensor, int]]]:
+    def _media(self, sample: Sample) -> tuple[list[Seen], list[Listened]]:
         pictures: list[Seen] = []
-        windows: list[tuple[Tensor, int]] = []
+        sounds: list[Listened] = []
         for medium, size in zip(sample.media, sample.sizes, strict=True):
             source = at_hand(medium.source)
             if isinstance(medium, Picture):
                 pictures.append(self._look(source, size))
-                continue
-            sound = self.processor.sound(source)
-            if sound.samples != size:
-                raise ValueError(f"the sound has {sound.samples} samples, its header says {size}")
-            assert self.processor.sound_tokens is not None
-            windows += self.processor.sound_tokens.frontend.windows(sound.blocks())
-        return pictures, windows
+            else:
+                sounds.append(self._listen(source, size))
+        return pictures, sounds
 
     def _look(self, source: Any, tiles: int) -> Seen:
-        if self.cache is None:
+        known = None if self.cache is None else self.cache.pictures
+        if known is None:
             return Seen(self.processor.pixels(source), tiles)
-        key = self.cache.key(content(source))
-        features = self.cache.get(key)
+        key = known.key(content(source))
+        features = known.get(key)
         return Seen(self.processor.pixels(source) if features is None else None, tiles, key, features)
+
+    def _listen(self, source: Any, samples: int) -> Listened:
+        known = None if self.cache is None else self.cache.sounds
+        assert self.processor.sound_tokens is not None
+        frontend = self.processor.sound_tokens.frontend
+        key = "" if known is None else known.key(content(source))
+        features = None if known is None else known.get(key)
+        if features is not None:
+            whole, rest = divmod(frontend.count(samples), frontend.frames)
+            frames = [frontend.frames] * whole + [rest] * bool(rest)
+            if len(features) == len(frames):
+                return Listened([], frames, key, features)
+        sound = self.processor.sound(source)
+        if sound.samples != samples:
+            raise ValueError(f"the sound has {sound.samples} samples, its header says {samples}")
+        pairs = list(frontend.windows(sound.blocks()))
+        return Listened([window for window, _ in pairs], [frames for _, frames in pairs], key)
 
     def _laid_out(self, samples: list[Sample]) -> dict[str, Any]:
         ids = torch.full((1, self.context), self.processor.tokenizer.end_id)

@@ -331,27 +331,33 @@ def test_what_makes_no_mixture_is_refused(processor: Processor) -> None:
         next(Mixture({"a": reader}, {"a": 1}, processor, 120).batches(position))
 
 
-def test_the_cache_gives_what_the_tower_gives_and_then_needs_no_pixels(
-    tiny_model: MMRWKV7, tmp_path: Path, seed: int
+def test_the_cache_gives_what_the_encoders_give_and_then_needs_neither_pixels_nor_windows(
+    listening_model: MMRWKV7, processor: Processor, tmp_path: Path, seed: int
 ) -> None:
-    path, _ = write_llava(tmp_path / "data", seed, 12)
-    cache = FeatureCache(tmp_path / "cache", tiny_model)
-    processor = Pipeline(tiny_model).processor
+    path, _ = write_llava(tmp_path / "data", seed, 16, sounds=True)
+    model = listening_model
+    cache = FeatureCache(tmp_path / "cache", model)
 
     def batches(**options: Any) -> Sequence[dict[str, Any]]:
-        return list(islice(Mixture({"a": Llava(path)}, {"a": 1}, processor, 500, seed, **options).batches(), 14))
+        return list(islice(Mixture({"a": Llava(path)}, {"a": 1}, processor, 500, seed, **options).batches(), 16))
 
     with torch.no_grad():
-        plain = [b["pixels"] if b["pixels"] is None else tiny_model.encode(b["pixels"], b["tiles"]) for b in batches()]
+        plain = batches()
+        assert any(batch["frames"] is not None for batch in plain), f"seed {seed}"
         for turn in range(2):
             found = batches(cache=cache)
-            assert turn == 0 or all(batch["pixels"] is None for batch in found)
-            for batch, expected in zip(found, plain, strict=True):
-                features = cache.see(tiny_model, batch)
-                if features is None or expected is None:
-                    assert features is expected
-                else:
-                    torch.testing.assert_close(tiny_model.project(features, batch["tiles"]), expected)
+            assert turn == 0 or all(batch["pixels"] is None and batch["windows"] is None for batch in found)
+            for batch, whole in zip(found, plain, strict=True):
+                seen, heard = cache.see(model, batch), cache.hear(model, batch)
+                assert (seen is None) == (whole["pixels"] is None)
+                assert (heard is None) == (whole["windows"] is None)
+                if seen is not None:
+                    expected = model.encode(whole["pixels"], whole["tiles"])
+                    torch.testing.assert_close(model.project(seen, batch["tiles"]), expected)
+                if heard is not None:
+                    assert torch.equal(batch["frames"], whole["frames"]), f"seed {seed}"
+                    expected = model.hear(whole["windows"], whole["frames"])
+                    torch.testing.assert_close(model.sound.project(heard, batch["frames"]), expected)
 
 
 @pytest.mark.slow
