@@ -49,6 +49,7 @@ def train_in(world: World, run: RunConfig) -> Path:
     """The same as one of the processes of a `world`, which all come here."""
     folder = Path(run.run)
     check_config(folder, run)
+    check_processes(run, world.size)
     world = world.sharing(run.engine.context_parallel)
     # The CPU's matrix library prepares a product for each shape it meets; batches have more shapes than it keeps.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
@@ -80,9 +81,29 @@ def train_in(world: World, run: RunConfig) -> Path:
     return folder / ("state.safetensors" if _tunes_start(run) else "model")
 
 
+def check_processes(run: RunConfig, processes: int) -> None:
+    """ValueError for a stage that so many processes cannot share, before the first of them begins."""
+    readers = processes // run.engine.context_parallel
+    for stage in run.stages:
+        if not stage.packed and processes > 1:
+            raise ValueError(
+                f"stage {stage.name!r} of kind {stage.kind!r} draws single pictures and sounds and trains on one process, "
+                f"there are {processes}: start it without torchrun"
+            )
+        if stage.packed and readers and stage.batch % readers:
+            who = f"{readers} processes" if readers == processes else f"{readers} groups of processes"
+            raise ValueError(f"stage {stage.name!r}: {stage.batch} packs a step cannot be shared evenly by {who}")
+
+
 def data_of(run: RunConfig) -> dict[str, AnySource]:
-    """Every source of samples that some stage of `run` draws from. A ValueError names one that a stage or the model
-    cannot use."""
+    """Every source of samples that some stage of `run` draws from."""
+    names, size = drawn_of(run)
+    return open_sources(names, Path(run.data), size)
+
+
+def drawn_of(run: RunConfig) -> tuple[list[str], int]:
+    """The names of those sources, and the side of the pictures that are drawn. A ValueError names one that a stage or
+    the model cannot use."""
     drawing = [stage for stage in run.stages if not stage.packed]
     for stage in drawing:
         wrong = {"tower": set(SOUND_SOURCES), "tagging": {*SOURCES, *UNLABELLED}}.get(stage.kind, set())
@@ -91,10 +112,8 @@ def data_of(run: RunConfig) -> dict[str, AnySource]:
                 wrong = {*wrong, *sources}
         if wrong := wrong.intersection(stage.data):
             raise ValueError(f"stage {stage.name!r} of kind {stage.kind!r} cannot learn from {sorted(wrong)}")
-    if not drawing:
-        return {}
-    size = 0 if run.tower is None else picture_side(run)
-    return open_sources((name for stage in drawing for name in stage.data), Path(run.data), size)
+    size = 0 if run.tower is None or not drawing else picture_side(run)
+    return sorted({name for stage in drawing for name in stage.data}), size
 
 
 def feed_of(

@@ -81,7 +81,7 @@ class Mixture:
 
     With a `cache`, `pixels` are those of pictures whose features it does not know, `keys` name all pictures, and
     `features` holds what is known of each, or None: `FeatureCache.see` makes them whole. Of sounds the same do
-    `windows`, `sound_keys`, `sound_features` and `FeatureCache.hear`; `spans` says how many windows each takes.
+    `windows`, `sound_keys`, `sound_features` and `FeatureCache.hear`.
     """
 
     def __init__(
@@ -123,7 +123,8 @@ class Mixture:
         `packs_per_step` counts those of all ranks together; pack i of a step goes to rank i % world. A batch holds
         `ids` (1, T), `targets` (1, T): the token to say after each where that is part of an answer, else -100,
         `cu_seqlens` (S + 1,) int32, whose last sequence is padding where the pack is not full, `pixels` of all pictures
-        with `tiles` of each, `windows` and `frames` of all sounds, None without any; `samples`, their ids; `tokens`
+        with `tiles` of each, `windows` and `frames` of all sounds, None without any, and `spans`, how many windows each
+        takes; `samples`, their ids; `tokens`
         without padding; `faults`, what was left out on the way; and `position`, where the next step begins.
         """
         if packs_per_step < 1 or packs_per_step % world or not 0 <= rank < world:
@@ -251,6 +252,7 @@ class Mixture:
             "tiles": tuple(picture.tiles for picture in pictures),
             "windows": torch.stack(windows) if windows else None,
             "frames": torch.tensor([frames for sound in sounds for frames in sound.frames]) if sounds else None,
+            "spans": tuple(len(sound.frames) for sound in sounds),
             "faults": faults,
         }
         if self.cache is not None:
@@ -258,7 +260,6 @@ class Mixture:
             batch["features"] = [picture.features for picture in pictures]
             batch["sound_keys"] = [sound.key for sound in sounds]
             batch["sound_features"] = [sound.features for sound in sounds]
-            batch["spans"] = tuple(len(sound.frames) for sound in sounds)
         return batch
 
     def _media(self, sample: Sample) -> tuple[list[Seen], list[Listened]]:

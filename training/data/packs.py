@@ -41,7 +41,7 @@ def open_readers(config: StageConfig, run: RunConfig) -> dict[str, Reader]:
     return readers
 
 
-def open_plain(config: StageConfig, run: RunConfig, processor: Processor) -> Stream:
+def open_plain(config: StageConfig, run: RunConfig, processor: Processor) -> TextData:
     """The one source of a text stage, its path as `open_text` takes it, beginning at the run's `data`."""
     if len(config.data) != 1:
         raise ValueError(f"stage {config.name!r} of kind 'text' reads {sorted(config.data)}, expected one source")

@@ -203,7 +203,7 @@ def _open(path: str) -> Any:
     import datasets
 
     if path.startswith("hf:"):
-        return datasets.load_dataset(path.removeprefix("hf:"), split="train")
+        return _loaded(path, path.removeprefix("hf:"))
     plain = Path(path)
     if (plain / "dataset_info.json").is_file():
         return datasets.load_from_disk(path)
@@ -214,4 +214,13 @@ def _open(path: str) -> Any:
             f"a file ({', '.join(FILES)}) or hf:owner/name"
         )
     kind = FILES[files[0].suffix]
-    return datasets.load_dataset(kind, data_files=[str(file) for file in files], split="train")
+    return _loaded(path, kind, data_files=[str(file) for file in files])
+
+
+def _loaded(path: str, name: str, **options: Any) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, split="train", **options)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"{path} cannot be opened: {' '.join(str(error).split())}") from error

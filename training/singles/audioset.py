@@ -45,6 +45,9 @@ class AudioSet:
         self.segments = [segment for split in splits for segment in self._segments(split)]
         self.summed = np.cumsum(shares([segment.classes for segment in self.segments], len(self.labels)))
 
+    def count(self) -> int:
+        return len(self.segments)
+
     def texts(self) -> list[str]:
         return [DESCRIBE, QUESTION, ", ", *self.labels]
 

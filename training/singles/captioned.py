@@ -19,6 +19,9 @@ class Captioned:
     def __init__(self, training: dict[Path, list[str]], kept: dict[Path, list[str]]) -> None:
         self.training, self.kept = list(training.items()), list(kept.items())
 
+    def count(self) -> int:
+        return len(self.training)
+
     def texts(self) -> list[str]:
         return [DESCRIBE, *(caption for _, captions in (*self.training, *self.kept) for caption in captions)]
 

@@ -65,6 +65,9 @@ class Soundscapes:
     def __init__(self, folder: Path) -> None:
         pass
 
+    def count(self) -> None:
+        return None
+
     def texts(self) -> list[str]:
         return [DESCRIBE, *(text for seed in range(0, 6000, 2) for text in self._words(seed)), *self.labels]
 
@@ -114,6 +117,9 @@ class Recordings:
 
     def caption(self, label: str) -> str:
         raise NotImplementedError
+
+    def count(self) -> int:
+        return len(self.training)
 
     def texts(self) -> list[str]:
         return [DESCRIBE, self.question, *self.labels, *map(self.caption, self.labels)]

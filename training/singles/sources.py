@@ -42,6 +42,9 @@ class SourceOf(Protocol[Given]):
     def labels(self) -> Sequence[str]:
         """The classes that samples are labelled with."""
 
+    def count(self) -> int | None:
+        """How many samples there are to train on, None where they are generated."""
+
     def texts(self) -> list[str]:
         """Texts that between them use every word the source can say."""
 
@@ -66,6 +69,9 @@ class Scenes:
     def __init__(self, folder: Path, size: int, most: int | None = None) -> None:
         self.size = size
         self.most = most
+
+    def count(self) -> None:
+        return None
 
     def texts(self) -> list[str]:
         samples = (self._sample(seed) for seed in range(0, 6000, 2))
@@ -144,6 +150,9 @@ class Emoji:
             row["image"] = row["image"].convert("RGBA")
         self.labels = [row["name"] for row in self.rows]
 
+    def count(self) -> int:
+        return len(self.rows)
+
     def texts(self) -> list[str]:
         return ["What is this emoji?", "an emoji of", *self.labels]
 
@@ -172,6 +181,9 @@ class Flowers:
         self.table = Table.read(folder / "flowers/train.parquet", lambda i, row: i % 5 == 4)
         self.labels = sorted({row["label"] for row in self.table.rows})
         self.size = size
+
+    def count(self) -> int:
+        return len(self.table.training)
 
     def texts(self) -> list[str]:
         return ["What flower is this?", *(f"a photo of {label}" for label in self.labels), *self.labels]
@@ -215,6 +227,9 @@ class EasyVQA:
                 colour = question.split()[3] if question.startswith("what is the") else colour
         return colour, shape
 
+    def count(self) -> int:
+        return len(self.table.training)
+
     def texts(self) -> list[str]:
         rows = self.table.rows
         return [*(text for row in rows for text in (*row["questions"], *row["answers"])), *self.labels]
@@ -243,6 +258,9 @@ class NLVR:
             return int(row["name"].split("-")[1]) % 5 == 4  # dev-<group>-<statement>-<order>.png
 
         self.table = Table.read(folder / "nlvr/dev.parquet", keeps_out)
+
+    def count(self) -> int:
+        return len(self.table.training)
 
     def texts(self) -> list[str]:
         return [part for row in self.table.rows for part in self._qa(row)]
