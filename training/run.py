@@ -87,8 +87,8 @@ def check_processes(run: RunConfig, processes: int) -> None:
     for stage in run.stages:
         if not stage.packed and processes > 1:
             raise ValueError(
-                f"stage {stage.name!r} of kind {stage.kind!r} draws single pictures and sounds and trains on one process, "
-                f"there are {processes}: start it without torchrun"
+                f"stage {stage.name!r} of kind {stage.kind!r} draws single pictures and sounds and trains on "
+                f"one process, there are {processes}: start it without torchrun"
             )
         if stage.packed and readers and stage.batch % readers:
             who = f"{readers} processes" if readers == processes else f"{readers} groups of processes"

@@ -73,11 +73,9 @@ def test_a_little_of_every_source_is_read(start: Path, tmp_path: Path) -> None:
     changes = f"data={tmp_path / 'data'}", f"sources.gone.path={tmp_path / 'gone.json'}"
     plan = dry_run(load(recipe, *changes), CPU, 1)
     assert not plan.wrong
-    found = re.search(
-        r"reads talk: .*talk.json: 24 records; the first pack: (\d+) samples, (\d+) pictures, 0 sounds, ", plan.text
-    )
+    found = re.search(r"talk.json: 24 records; the first pack: (\d+) samples?, (\d+) pictures?, 0 sounds, ", plan.text)
     assert found is not None, plan.text
-    assert int(found[1]) > 1
+    assert int(found[1]) >= int(found[2]) > 0
     mixed = dry_run(load(recipe, *changes, "stages.align.data={talk: 1, gone: 1}"), CPU, 1)
     assert mixed.wrong == (f"gone: {tmp_path / 'gone.json'}: there is no such file or folder",)
     assert "reads talk: " in mixed.text
@@ -121,15 +119,17 @@ def test_processes_that_cannot_share_a_stage_are_told_once(
     for recipe, reason in (("smoke", "trains on one process, there are 3"), (packs, "cannot be shared evenly by 3")):
         arguments = [recipe, "--set", f"run={tmp_path / 'run'}"]
         monkeypatch.setenv("RANK", "0")
-        assert main([*arguments, "--dry-run"]) == main(arguments) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 2
-        assert all(reason in line for line in lines)
+        assert main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert reason in line
         monkeypatch.setenv("RANK", "1")
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
         assert main([*arguments, "--dry-run"]) == 0
         assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert main([packs, "--dry-run"]) == 2
+    assert "cannot be shared evenly by 3" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
