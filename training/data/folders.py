@@ -30,7 +30,10 @@ class PictureFolder(Indexed):
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{table or path} is no table of captions: {error!r:.120}") from error
         if not self._pairs:
-            raise ValueError(f"{path} has no picture or sound with a caption")
+            raise ValueError(
+                f"{path} has no picture or sound with a caption (a .txt of its name, or all in one of "
+                f"{', '.join(TABLES)}), and no .tar or .parquet file"
+            )
 
     def _beside(self) -> Iterator[tuple[str, str | None]]:
         for file in sorted(self.path.rglob("*")):
@@ -61,7 +64,9 @@ def _told(table: Path) -> Iterator[tuple[str, str]]:
     if isinstance(rows, dict):
         rows = [{"file": name, "captions": captions} for name, captions in rows.items()]
     for row in rows:
+        told = next((row[key] for key in ("captions", "caption", "text") if key in row), None)
+        captions = [told] if isinstance(told, str) else told
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise ValueError(f"{row!r:.60} has no caption")
         name = row["file"] if "file" in row else row["file_name"]
-        told = next(row[key] for key in ("captions", "caption", "text") if key in row)
-        for caption in [told] if isinstance(told, str) else told:
-            yield name, caption.strip()
+        yield from ((name, caption.strip()) for caption in captions)

@@ -67,9 +67,11 @@ def _prepare(options: Namespace) -> None:
 def prepare(reader: Indexed, out: str | os.PathLike[str], size: int = SHARD_SIZE, seed: int = 0) -> tuple[int, int]:
     """Write the shards that are not there yet, and `index.json`, which lists them and every record that was skipped
     because it cannot be read. Returns how many samples were written and how many skipped, in all. ValueError where
-    `out` was begun with other settings."""
+    `out` was begun with other settings, or none of the first shard's records can be read."""
     if size < 1:
         raise ValueError(f"the shard size is {size}, expected at least 1")
+    if not len(reader):
+        raise ValueError(f"{reader.name} has no records")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"source": reader.name, "records": len(reader), "shard_size": size, "seed": seed}
@@ -81,6 +83,9 @@ def prepare(reader: Indexed, out: str | os.PathLike[str], size: int = SHARD_SIZE
             places = [(block, item) for block, item, _ in islice(order, size)]
             if name not in index["shards"] or not (folder / name).is_file():
                 samples, faults = _write(folder / name, reader, places, number * size, bar)
+                if not samples and not index["shards"]:
+                    (folder / name).unlink()
+                    raise ValueError(f"none of the first {len(places)} records can be read; the last one: {faults[-1]}")
                 size_there = (folder / name).stat().st_size
                 index["shards"][name] = {"samples": samples, "bytes": size_there, "skipped": [str(f) for f in faults]}
                 _replace(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False).encode())

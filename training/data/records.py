@@ -16,6 +16,7 @@ ROLES = {
 }
 KEYS = {"image": ("image", "images"), "audio": ("audio", "audios")}  # what a record may call its pictures and sounds
 MARKERS = {"<image>": "image", "<audio>": "audio"}
+SAYS = ("conversations", "messages", "texts", "question", "caption")  # one of which a record has
 LAYOUTS = "conversations, messages, texts, question and answer, or caption"
 
 Turn = tuple[str, Any]  # role, content: a text with markers, or a list of parts
@@ -48,6 +49,8 @@ def messages_of(record: Mapping[str, Any], media: Callable[[Any], Any]) -> tuple
         if role == "user":
             content = list(_filled(content, waiting, found))
             content = content[0]["text"] if [part["type"] for part in content] == ["text"] else content
+        elif not isinstance(content, str):
+            content = "\n".join(_text(part, "text") for part in _pieces(content))
         messages.append({"role": role, "content": content})
     for kind, sources in given.items():
         if found[kind] != len(sources):

@@ -33,9 +33,12 @@ class Member:
     size: int
 
     def read(self) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            data = file.read(self.size)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be read: {error.strerror}") from error
         if len(data) != self.size:
             raise ValueError(f"{self.path} is cut short or has changed")
         return data
@@ -43,7 +46,7 @@ class Member:
 
 class Shards(Indexed):
     """The shards `paths`, one block each. A sample is a `.json` record (`records` has the layouts) or a `.txt`
-    caption, with its pictures and sounds in the order of their names (`key.jpg`, or `key.0.jpg`, `key.1.jpg`).
+    caption, or both, with its pictures and sounds in the order of their names (`key.jpg`, or `key.0.jpg`, `key.1.jpg`).
 
     How many samples a shard has is taken from `index.json` beside it, which `python -m training prepare` writes;
     without it the shard is gone through. A ValueError names a file that is missing or no tar.
@@ -85,8 +88,8 @@ class Shards(Indexed):
                 raise ValueError(f"its .json is no JSON: {error}") from error
             if not isinstance(record, dict):
                 raise ValueError("its .json is no object")
-        elif "txt" in members:
-            record = {"caption": members["txt"].read().decode(errors="replace").strip()}
+        if "txt" in members:  # the words, unless the .json has some
+            record.setdefault("caption", members["txt"].read().decode(errors="replace").strip())
         record = {name: value for name, value in record.items() if name not in ("images", "audios")}
         record["image"] = [members[name] for name, kind in kinds.items() if kind in PICTURES]
         record["audio"] = [members[name] for name, kind in kinds.items() if kind in SOUNDS]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.data.conversations import Conversation, Drawn, Fault, Indexed, Media, Position, Reader, media_in
-from training.data.records import KEYS, messages_of
+from training.data.records import KEYS, LAYOUTS, SAYS, messages_of
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -50,12 +50,8 @@ class Parquet(Indexed):
     def __init__(self, paths: Sequence[str | os.PathLike[str]], name: str) -> None:
         self.name = name
         self.paths = [Path(path) for path in paths]
-        self._groups = [(path, group) for path in self.paths for group in range(_open(path).num_row_groups)]
-        counts = {
-            path: [_open(path).metadata.row_group(g).num_rows for g in range(_open(path).num_row_groups)]
-            for path in self.paths
-        }
-        self._sizes = [counts[path][group] for path, group in self._groups]
+        self._groups = [(path, group) for path in self.paths for group in range(len(_groups(path)))]
+        self._sizes = [rows for path in self.paths for rows in _groups(path)]
         self._rows = lru_cache(KEPT * (1 + len(MEDIA)))(self._read)
 
     @property
@@ -78,7 +74,10 @@ class Parquet(Indexed):
         path, group = self._groups[block]
         file = _open(path)
         columns = [column] if column is not None else _light(file)
-        rows: list[dict[str, Any]] = file.read_row_group(group, columns=columns).to_pylist()
+        try:
+            rows: list[dict[str, Any]] = file.read_row_group(group, columns=columns).to_pylist()
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}, row group {group} cannot be read: {error}") from error
         return rows
 
     def get(self, block: int, item: int) -> Conversation:
@@ -100,6 +99,14 @@ def _open(path: Path) -> Any:
         return parquet.ParquetFile(path)
     except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
         raise ValueError(f"{path} is no parquet table: {error}") from error
+
+
+def _groups(path: Path) -> list[int]:
+    """How many rows each row group of a table has, whose columns must say what is said."""
+    file = _open(path)
+    if not set(SAYS) & set(file.schema_arrow.names):
+        raise ValueError(f"{path} has the columns {file.schema_arrow.names}, expected {LAYOUTS}")
+    return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
 
 def _light(file: Any) -> list[str]:

@@ -3,7 +3,7 @@
 T is the pack's budget of ids, S sequences in it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ class TextTable:
 
         @lru_cache(maxsize=16)
         def ids(document: int) -> np.ndarray:
-            return np.array([*encode(self.rows[document][column]), END_OF_TEXT], dtype=np.int64)
+            return np.array([*encode(_said(self.rows[document], column)), END_OF_TEXT], dtype=np.int64)
 
         self._ids = ids
 
@@ -68,7 +68,7 @@ def open_text(path: str | Path, encode: Callable[[str], list[int]], column: str 
 def prepare_text(path: str, out: str, column: str = "text") -> int:
     """Write a table's texts as World ids to `out`.bin and `out`.idx; returns how many ids."""
     rows = TextTable(path, Tokenizer().encode, column).rows
-    return write_indexed((row[column] for row in tqdm(rows, desc=Path(out).name, unit="text")), out)
+    return write_indexed((_said(row, column) for row in tqdm(rows, desc=Path(out).name, unit="text")), out)
 
 
 class TextData:
@@ -197,6 +197,16 @@ def _batch(ids: np.ndarray, targets: np.ndarray, ends: np.ndarray, pieces: Seque
         "frames": None,
         "faults": [],
     }
+
+
+def _said(row: Mapping[str, Any], column: str) -> str:
+    """A row's text; one without any is empty."""
+    text = row[column]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise ValueError(f"the column {column!r} has {text!r:.60}, expected a text")
+    return text
 
 
 def _open(path: str) -> Any:

@@ -127,9 +127,14 @@ def test_what_cannot_be_prepared_is_one_line(tmp_path: Path, capsys: pytest.Capt
     path, _ = write_llava(tmp_path / "in", 0, 3)
     out = str(tmp_path / "out")
     assert main(["prepare", str(path), out]) == 0
+    (tmp_path / "mute.jsonl").write_text('{"question": "?", "answer": "", "image": "gone.png"}\n' * 3)
     for arguments, message in (
         ([str(path), out, "--shard-size", "2"], "give these another folder"),
         ([str(path), out, "--shard-size", "0"], "the shard size is 0"),
+        (
+            [str(tmp_path / "mute.jsonl"), str(tmp_path / "new")],
+            "none of the first 3 records can be read; ",
+        ),
         ([str(tmp_path / "nothing"), out], "there is no such file or folder"),
         ([str(tmp_path / "out" / "index.json"), out], "record 0"),
         ([out], "the following arguments are required: OUT"),
@@ -139,6 +144,7 @@ def test_what_cannot_be_prepared_is_one_line(tmp_path: Path, capsys: pytest.Capt
         lines = capsys.readouterr().err.splitlines()
         assert lines[-1].startswith("error: ")
         assert message in lines[-1]
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_an_index_that_lies_is_not_believed(tmp_path: Path, seed: int) -> None:

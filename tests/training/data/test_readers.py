@@ -3,13 +3,16 @@
 import io
 import json
 import random
+import tarfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from torch.utils.data import DataLoader, IterableDataset
 
 from tests.training.data.conversing import picture_bytes, plain, write_llava
@@ -17,6 +20,7 @@ from training.data import llava
 from training.data.conversations import Conversation, Fault, Indexed, Reader
 from training.data.folders import PictureFolder
 from training.data.llava import Llava
+from training.data.prepare import prepare
 from training.data.readers import open_reader
 from training.data.records import messages_of
 from training.data.shards import Shards
@@ -217,9 +221,62 @@ def test_a_folder_of_described_pictures(tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text(json.dumps([{"file": "untold.png", "captions": ["One.", "Two."]}]))
     told = open_reader(tmp_path)
     assert [told[i].messages[1]["content"] for i in range(len(told))] == ["One.", "Two."]
-    (tmp_path / "captions.json").write_text("[{}]")
-    with pytest.raises(ValueError, match=r"captions\.json is no table of captions"):
-        open_reader(tmp_path)
+    for wrong in ("[{}]", '[{"file": "untold.png"}]', '[{"file": "untold.png", "caption": null}]', '{"a.png": [1]}'):
+        (tmp_path / "captions.json").write_text(wrong)
+        with pytest.raises(ValueError, match=r"captions\.json is no table of captions"):
+            open_reader(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no picture or sound with a caption .*captions\.json.*no \.tar"):
+        open_reader(tmp_path / "empty")
+
+
+def test_parts_are_read_whoever_says_them() -> None:
+    """As chat data on the hub has them, with every field in every part."""
+    said = [{"type": "text", "text": text, "image": None} for text in ("One", "two")]
+    turns = [{"role": role, "content": said} for role in ("system", "user", "assistant")]
+    assert [message["content"] for message in messages_of({"messages": turns}, lambda entry: entry)][::2] == [
+        "One\ntwo"
+    ] * 2
+    turns[2] = {"role": "assistant", "content": [{"type": "image"}]}
+    with pytest.raises(ValueError, match="expected a text"):
+        messages_of({"messages": turns}, lambda entry: entry)
+
+
+def test_a_shard_with_metadata_and_a_caption_is_read(tmp_path: Path) -> None:
+    """As img2dataset writes it: the .json tells where a picture is from, unless it holds words."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for key, record in (("1", {"url": "?"}), ("2", {"caption": "Red."})):
+            for suffix, data in (("json", json.dumps(record).encode()), ("txt", b"Blue.\n"), ("png", b"?")):
+                header = tarfile.TarInfo(f"{key}.{suffix}")
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+    reader = open_reader(tmp_path / "a.tar")
+    assert isinstance(reader, Shards)
+    assert [reader[i].messages[1]["content"] for i in range(2)] == ["Blue.", "Red."]
+    assert [part["type"] for part in reader[0].messages[0]["content"]] == ["image", "text"]
+
+
+def test_a_table_that_breaks_is_a_fault_and_one_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rows = pyarrow.table({"question": [f"What is {i}?" for i in range(2000)], "answer": ["Red."] * 2000})
+    parquet.write_table(rows, path, compression="zstd", use_dictionary=False)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + bytes(200) + whole[400:])
+    drawn, _ = next(Parquet([path], "table").stream(0))
+    assert isinstance(drawn, Fault)
+    assert "row group 0 cannot be read" in drawn.reason
+    parquet.write_table(pyarrow.table({"label": ["a"], "image": [b"?"]}), path)
+    with pytest.raises(ValueError, match=r"a\.parquet has the columns \['label', 'image'\], expected conversations"):
+        open_reader(path)
+
+
+def test_a_shard_that_goes_away_is_a_fault(tmp_path: Path, seed: int) -> None:
+    prepare(Llava(write_llava(tmp_path / "in", seed, 8)[0]), tmp_path / "out")
+    reader = open_reader(tmp_path / "out")
+    assert isinstance(reader, Shards)
+    assert not any(isinstance(reader.draw(0, item), Fault) for item in range(8))
+    (tmp_path / "out" / "shard-000000.tar").unlink()
+    assert all("cannot be read: No such file" in str(reader.draw(0, item)) for item in range(8)), f"seed {seed}"
 
 
 def test_many_pictures_of_a_sample_keep_their_order(tmp_path: Path, seed: int) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 import pytest
 
 from mm_rwkv7.tokenizer import Tokenizer
 from training.__main__ import main
 from training.data.indexed import IndexedTokens, write_tokens
-from training.data.text import TextData, TextTable, open_text
+from training.data.text import TextData, TextTable, open_text, prepare_text
 
 
 def written(
@@ -186,3 +187,18 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
         TextTable(tmp_path / "data", Tokenizer().encode)
     with pytest.raises(ValueError, match="is no text: expected"):
         open_text(tmp_path / "nothing", Tokenizer().encode)
+
+
+def test_a_row_without_a_text_is_an_empty_one(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one two", None], "number": [1, 2]}), tmp_path / "a.parquet")
+    table = TextTable(tmp_path / "a.parquet", Tokenizer().encode)
+    assert [table.length(0) > 2, table.length(1)] == [True, 1]
+    assert prepare_text(str(tmp_path / "a.parquet"), str(tmp_path / "out")) == table.length(0) + 1
+    with pytest.raises(ValueError, match="the column 'number' has 1, expected a text"):
+        TextTable(tmp_path / "a.parquet", Tokenizer().encode, "number").length(0)
+
+
+def test_a_table_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be opened: [^\n]*$"):
+        TextTable(tmp_path / "a.parquet", Tokenizer().encode)
