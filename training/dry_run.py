@@ -11,7 +11,7 @@ from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.weights import locate
 from training.config import RunConfig, describe
-from training.look import look_at_packs, look_at_singles
+from training.look import Told, look_at_packs, look_at_singles
 from training.loop import autocast_wanted
 from training.models import continued_config, fresh_config
 from training.optim import parameter_groups
@@ -36,7 +36,9 @@ def dry_run(run: RunConfig, device: torch.device, processes: int) -> Plan:
     half = autocast_wanted(run.precision, device)
     wrong: list[str] = []
     lines = [f"{'bf16' if half else 'fp32'} products on {device.type}, {processes} processes"]
-    sources, told, config = {}, {}, None
+    sources: dict[str, AnySource] = {}
+    told: dict[str, Told] = {}
+    config: MMConfig | None = None
     try:
         check_processes(run, processes)
     except ValueError as error:

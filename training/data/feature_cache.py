@@ -42,7 +42,7 @@ class FeatureCache:
         self.pictures = self.sounds = None
         config, how = model.config, [str(dtype), *(["bf16"] if half else [])]
         if pictures and model.tower is not None:
-            said = [config.tower, model.tower.preprocess, config.tiling, config.pool, *how]
+            said: list[Any] = [config.tower, model.tower.preprocess, config.tiling, config.pool, *how]
             self.pictures = Store(Path(folder) / _fingerprint(model.tower, said), dtype)
         if model.sound is not None and config.sound is not None:
             said = [config.sound.encoder, config.sound.pool, *how]
