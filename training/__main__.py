@@ -3,10 +3,13 @@
 
 import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 
 from mm_rwkv7.command import Parser, run_command
+
+PATIENCE = 10.0  # seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +59,8 @@ def _train(options: Namespace) -> None:
     except ValueError:
         if first:
             raise
-        raise SystemExit(2) from None  # one line is enough
+        time.sleep(PATIENCE)  # torchrun ends all processes with the first that fails: let that one say why
+        raise SystemExit(2) from None
     place = train(run, device)
     if first:
         print(place)

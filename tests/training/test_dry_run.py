@@ -114,6 +114,7 @@ def test_processes_that_cannot_share_a_stage_are_told_once(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before any of them joins the others."""
+    monkeypatch.setattr("training.__main__.PATIENCE", 0.0)
     monkeypatch.setenv("WORLD_SIZE", "3")
     packs = str(write_recipe(tmp_path, start, "align"))
     for recipe, reason in (("smoke", "trains on one process, there are 3"), (packs, "cannot be shared evenly by 3")):

@@ -112,7 +112,7 @@ class Recordings:
                 waveform = load_sound(row["audio"]["bytes"], RATE).numpy()
                 sound = self._sound(waveform, label(row))
                 (self.kept if keeps_out(row) else self.training).append(sound)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, row {number}: no labelled sound in column audio: {error!r}") from error
 
     def caption(self, label: str) -> str:

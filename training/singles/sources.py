@@ -103,6 +103,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
     except ValueError as error:  # pyarrow's own errors are ValueErrors
         raise ValueError(f"{path} is no parquet table: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} has no rows")
     return rows
 
 
@@ -126,8 +128,10 @@ class Table:
         self.kept = [row for row, out in zip(self.rows, flags, strict=True) if out]
 
     @classmethod
-    def read(cls, path: Path, keeps_out: Callable[[int, dict[str, Any]], bool]) -> "Table":
+    def read(cls, path: Path, keeps_out: Callable[[int, dict[str, Any]], bool], columns: Sequence[str] = ()) -> "Table":
         rows = read_rows(path)
+        if missing := [column for column in columns if column not in rows[0]]:
+            raise ValueError(f"{path} lacks the columns {missing}, it has {sorted(rows[0])}")
         for number, row in enumerate(rows):
             try:
                 row["name"] = row.get("name") or row["image"]["path"]
@@ -178,7 +182,7 @@ class Flowers:
     """Photos of five kinds of flowers; every fifth photo is kept out."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        self.table = Table.read(folder / "flowers/train.parquet", lambda i, row: i % 5 == 4)
+        self.table = Table.read(folder / "flowers/train.parquet", lambda i, row: i % 5 == 4, ("label",))
         self.labels = sorted({row["label"] for row in self.table.rows})
         self.size = size
 
@@ -207,7 +211,7 @@ class EasyVQA:
     """One coloured shape a picture, several questions each; every tenth picture is kept out."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        self.table = Table.read(folder / "easy_vqa/train.parquet", lambda i, row: i % 10 == 9)
+        self.table = Table.read(folder / "easy_vqa/train.parquet", lambda i, row: i % 10 == 9, ("questions", "answers"))
         for row in self.table.rows:
             row["colour"], row["shape"] = self._what(row)
         known = {(row["colour"], row["shape"]) for row in self.table.rows if row["colour"] and row["shape"]}
@@ -257,7 +261,7 @@ class NLVR:
         def keeps_out(index: int, row: dict[str, Any]) -> bool:
             return int(row["name"].split("-")[1]) % 5 == 4  # dev-<group>-<statement>-<order>.png
 
-        self.table = Table.read(folder / "nlvr/dev.parquet", keeps_out)
+        self.table = Table.read(folder / "nlvr/dev.parquet", keeps_out, ("sentence", "label", "boxes"))
 
     def count(self) -> int:
         return len(self.table.training)

@@ -1,4 +1,5 @@
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,32 @@ def test_a_broken_table_or_picture_is_named(tmp_path: Path) -> None:
     pyarrow.write_table(pa.Table.from_pylist([{"image": {"bytes": b"no picture", "path": "a"}, "label": "rose"}]), file)
     with pytest.raises(ValueError, match=r"train\.parquet, row 0: no picture"):
         Flowers(tmp_path, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "columns"),
+    [
+        ("flowers", "flowers/train.parquet", ["label"]),
+        ("easy_vqa", "easy_vqa/train.parquet", ["answers", "questions"]),
+        ("nlvr", "nlvr/dev.parquet", ["boxes", "label", "sentence"]),
+    ],
+)
+def test_a_table_of_other_columns_or_no_rows_is_named(
+    tmp_path: Path, name: str, table: str, columns: Sequence[str]
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    file = tmp_path / table
+    file.parent.mkdir()
+    for left_out in columns:
+        row = {"image": {"bytes": b"?", "path": "a"}, **{column: "?" for column in columns if column != left_out}}
+        parquet.write_table(pa.Table.from_pylist([row]), file)
+        with pytest.raises(ValueError, match=rf"parquet lacks the columns \['{left_out}'\], it has \[.*'image'"):
+            SOURCES[name](tmp_path, 32)
+    parquet.write_table(pa.table({"image": []}), file)
+    with pytest.raises(ValueError, match="has no rows"):
+        SOURCES[name](tmp_path, 32)
 
 
 def test_some_of_what_is_kept_out_are_of_every_label() -> None:
