@@ -17,12 +17,14 @@ from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Processor
 from training.adapters import LoRAStage
 from training.answer import AnswerStage
+from training.boards import Answered
 from training.checkpoints import kept_steps
-from training.config import RunConfig
+from training.config import RunConfig, plain
 from training.data.feature_cache import FeatureCache
 from training.data.packs import open_readers, open_stream
 from training.distributed import World, joined
 from training.feed import Drawn, Feed, Packs
+from training.logs import Log, Silent
 from training.loop import autocast_wanted, check_config, train_stage, write_config
 from training.models import build_model, continued_model, picture_side
 from training.packed import PackedStage, SpannedStage, StateStage
@@ -62,22 +64,24 @@ def train_in(world: World, run: RunConfig) -> Path:
     offset = 0
     world.barrier()
     done = max(kept_steps(folder), default=0)
-    for config in run.stages:
-        if offset + config.steps < done:  # a later stage's checkpoint holds all that this one left
-            offset += config.steps
-            continue
-        make = partial(make_stage, config, processor, sources, world=world)
-        torch.manual_seed(zlib.crc32(f"{run.seed} {config.name}".encode()))  # what is begun here does not know what ran
-        stage = make(model).to(world.device)
-        feed = feed_of(config, run, stage, processor, sources)
-        if world.first:
-            write_config(folder, run)
-        world.barrier()
-        stage = train_stage(stage, config, run, feed, folder, offset, world, make)
-        model, offset = stage.model, offset + config.steps
-        if world.first:
-            _keep(stage, config, run, sources, folder, offset)
-        world.barrier()
+    with Log(folder, run.engine.log, plain(run)) if world.first else Silent() as log:
+        for config in run.stages:
+            if offset + config.steps < done:  # a later stage's checkpoint holds all that this one left
+                offset += config.steps
+                continue
+            make = partial(make_stage, config, processor, sources, world=world)
+            # What is begun here does not know what ran before.
+            torch.manual_seed(zlib.crc32(f"{run.seed} {config.name}".encode()))
+            stage = make(model).to(world.device)
+            feed = feed_of(config, run, stage, processor, sources)
+            if world.first:
+                write_config(folder, run)
+            world.barrier()
+            stage = train_stage(stage, config, run, feed, folder, offset, world, log, make)
+            model, offset = stage.model, offset + config.steps
+            if world.first:
+                log.show(offset, _keep(stage, config, run, sources, folder, offset))
+            world.barrier()
     return folder / ("state.safetensors" if _tunes_start(run) else "model")
 
 
@@ -182,7 +186,7 @@ def _parts(model: MMRWKV7) -> dict[str, list[nn.Module]]:
 
 def _keep(
     stage: Stage, config: StageConfig, run: RunConfig, sources: Mapping[str, AnySource], folder: Path, step: int
-) -> None:
+) -> list[Answered]:
     """What a finished stage leaves: the model, what belongs beside it, the loss as a picture, a few answers."""
     model, state = stage.model, None
     if not _tunes_start(run):
@@ -194,11 +198,12 @@ def _keep(
         state.save(folder / "state.safetensors")
     plot_loss(folder)
     if config.kind == "answer":
-        write_samples(model, ((name, sources[name]) for name in config.data), folder, step)
-    elif config.packed and config.kind != "text":
-        write_conversations(
+        return write_samples(model, ((name, sources[name]) for name in config.data), folder, step)
+    if config.packed and config.kind != "text":
+        return write_conversations(
             model, open_readers(config, run), folder, step, None if state is None else replace(state, model="")
         )
+    return []
 
 
 def _tunes_start(run: RunConfig) -> bool:
