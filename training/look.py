@@ -44,13 +44,15 @@ def look_at_packs(stage: StageConfig, run: RunConfig, processor: Processor) -> I
     """What is told of every source of a stage that reads packs: the first pack of each alone is read."""
     for name in stage.data:
         try:
-            yield name, (_text if stage.kind == "text" else _talk)(replace(stage, data={name: 1.0}), run, processor)
+            if stage.kind == "text":
+                yield name, _text(name, stage, run, processor)
+            else:
+                yield name, _talk(replace(stage, data={name: 1.0}), run, processor)
         except (ValueError, OSError) as error:
             yield name, (" ".join(str(error).split()), False)
 
 
-def _text(stage: StageConfig, run: RunConfig, processor: Processor) -> Told:
-    (name,) = stage.data
+def _text(name: str, stage: StageConfig, run: RunConfig, processor: Processor) -> Told:
     if run.sources[name].path.startswith(STREAM):
         return "on the hub, not looked at: a run downloads all of it", True
     text = open_plain(stage, run, processor)

@@ -71,6 +71,8 @@ def test_the_text_recipe_trains(folder: Path, tmp_path: Path) -> None:
     run = small("text", folder, f"run={tmp_path / 'run'}", "precision=fp32", "workers=0", "lm={width: 64, layers: 1}")
     assert "minipile: 2 documents, the first pack can be read" in dry_run(run, CPU, 1).text
     assert (train(run, CPU) / "model.safetensors").is_file()
+    both = ("sources.more.path=minipile", "stages.text.data={minipile: 1, more: 1}", "lm={width: 64, layers: 1}")
+    assert any("expected one source" in what for what in dry_run(small("text", folder, *both), CPU, 1).wrong)
 
 
 @pytest.mark.parametrize(
