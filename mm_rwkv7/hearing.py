@@ -113,11 +113,21 @@ class Hearing(nn.Module):
 
     def forward(self, windows: Tensor, frames: Tensor) -> Tensor:
         """-> tokens (W, `tokens.moments * tokens.pitches`, D), of which those of `tokens.of_window` lie under sound."""
-        return self._tokens(self.encoder(windows, frames), frames)
+        x: Tensor = self.projector(self.features(windows, frames))
+        return x
+
+    def features(self, windows: Tensor, frames: Tensor) -> Tensor:
+        """-> what the projector reads (W, cells, E): with a frozen encoder the same every time."""
+        return self._pooled(self.encoder(windows, frames), frames)
+
+    def project(self, features: Tensor, frames: Tensor) -> Tensor:
+        """What `features` gave of consecutive windows -> their tokens (..., D) that lie under sound."""
+        counts = [self.tokens.of_window(count) for count in frames.tolist()]
+        return torch.cat([row[:count] for row, count in zip(self.projector(features), counts, strict=True)])
 
     def read(self, windows: Tensor, frames: Tensor) -> Tensor:
         """-> the tokens (..., D) of consecutive windows that lie under sound."""
-        return self._under(self(windows, frames), frames)
+        return self.project(self.features(windows, frames), frames)
 
     def tag(self, windows: Tensor, frames: Tensor) -> Tensor:
         """-> logits (W, C) of the classes, from the mean of the encoder's features under sound."""
@@ -126,20 +136,15 @@ class Hearing(nn.Module):
     def read_and_tag(self, windows: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """-> what `read` gives and what `tag` gives, from one pass of the encoder."""
         features = self.encoder(windows, frames)
-        return self._under(self._tokens(features, frames), frames), self._classes(features, frames)
+        return self.project(self._pooled(features, frames), frames), self._classes(features, frames)
 
-    def _tokens(self, features: Tensor, frames: Tensor) -> Tensor:
-        if self.pool is not None:
-            # Where no sound is, nothing is averaged.
-            heard = self.encoder.heard(frames)[..., None].to(features.dtype)
-            shares = pool_grid(heard, self.encoder.grid, self.pool)
-            features = pool_grid(features * heard, self.encoder.grid, self.pool) / shares.clamp(min=1e-6)
-        x: Tensor = self.projector(features)
-        return x
-
-    def _under(self, tokens: Tensor, frames: Tensor) -> Tensor:
-        counts = [self.tokens.of_window(count) for count in frames.tolist()]
-        return torch.cat([row[:count] for row, count in zip(tokens, counts, strict=True)])
+    def _pooled(self, features: Tensor, frames: Tensor) -> Tensor:
+        if self.pool is None:
+            return features
+        # Where no sound is, nothing is averaged.
+        heard = self.encoder.heard(frames)[..., None].to(features.dtype)
+        shares = pool_grid(heard, self.encoder.grid, self.pool)
+        return pool_grid(features * heard, self.encoder.grid, self.pool) / shares.clamp(min=1e-6)
 
     def _classes(self, features: Tensor, frames: Tensor) -> Tensor:
         if self.head is None:

@@ -1,18 +1,21 @@
 """`python -m training RECIPE [--data DIR] [--set key=value ...] [--dry-run]` trains, alone or under torchrun, and
-`python -m training prepare IN OUT` writes shards (`training.prepare`)."""
+`python -m training prepare IN OUT` writes shards (`training.data.prepare`)."""
 
 import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 
 from mm_rwkv7.command import Parser, run_command
 
+PATIENCE = 10.0  # seconds
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["prepare"]:
-        from training.prepare import main as prepare
+        from training.data.prepare import main as prepare
 
         return prepare(given[1:])
     parser = Parser(prog="python -m training", description="Train a model by a recipe.")
@@ -20,7 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="folder of the data (see docs/training.md)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what it takes, and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved recipe, what it takes and what it would read, and stop",
+    )
     return run_command(parser, given, _train)
 
 
@@ -35,15 +42,27 @@ def _train(options: Namespace) -> None:
         print(describe(run) if options.dry_run else run_study(run))
         return
     device = choose_device(options.device)
+    processes, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
     if options.dry_run:
         from training.dry_run import dry_run
 
-        print(dry_run(run, device, int(os.environ.get("WORLD_SIZE", "1"))))
+        if first:  # what one process finds, all would
+            plan = dry_run(run, device, processes)
+            print(plan.text)
+            if plan.wrong:
+                raise ValueError(f"this run would not begin: {'; '.join(plan.wrong)}")
         return
-    from training.run import train
+    from training.run import check_processes, train
 
+    try:
+        check_processes(run, processes)
+    except ValueError:
+        if first:
+            raise
+        time.sleep(PATIENCE)  # torchrun ends all processes with the first that fails: let that one say why
+        raise SystemExit(2) from None
     place = train(run, device)
-    if os.environ.get("RANK", "0") == "0":
+    if first:
         print(place)
 
 

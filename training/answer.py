@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.processor import Message, Processor
 from mm_rwkv7.state import State
-from training.augment import AUGMENTATIONS, Augmentation, changed, masked
-from training.data import AnySample
-from training.hearing import Features, SoundSample
-from training.sources import Sample
+from training.singles.augment import AUGMENTATIONS, Augmentation, changed, masked
+from training.singles.hearing import Features, SoundSample
+from training.singles.named import AnySample
+from training.singles.sources import Sample
 from training.stage import Stage
 
 IGNORED = -100  # F.cross_entropy's own

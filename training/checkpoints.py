@@ -137,15 +137,3 @@ def _copied(value: Any) -> Any:
         return [_copied(item) for item in value]
     on_cpu = isinstance(value, Tensor) and (value.to_local() if isinstance(value, DTensor) else value).is_cpu
     return value.clone() if on_cpu else value
-
-
-def cut_log(path: Path, step: int) -> None:
-    """Keep the lines up to `step`; a kill may have left later ones, the last of them torn."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    whole = [line for line in lines if line.endswith("}")]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    draft.replace(path)

@@ -90,6 +90,7 @@ class RunConfig:
                 if lacks and (wrong := parts.intersection(stage.train)):
                     raise ValueError(f"stage {stage.name!r} trains {sorted(wrong)}, but the recipe has no {name}")
         self._check_parts()
+        self._check_sharing()
         self.sound_config(())
         if self.start is None:
             for name, value in {"template": PromptTemplate(), "max_new_tokens": 64, **self.prompt}.items():
@@ -117,6 +118,22 @@ class RunConfig:
                 raise ValueError(
                     f"stage {stage.name!r} draws from {sorted(unknown)}, expected some of the recipe's sources "
                     f"{sorted(self.sources)}"
+                )
+
+    def _check_sharing(self) -> None:
+        sharing = self.engine.context_parallel
+        if sharing == 1:
+            return
+        for stage in self.stages:
+            reasons = {
+                f"is of kind {stage.kind!r}, expected 'text'": stage.kind != "text",
+                f"has average {stage.average!r}, expected 'token'": stage.average != "token",
+                f"has packs of {stage.context} tokens": stage.context < sharing,
+            }
+            if wrong := [reason for reason, holds in reasons.items() if holds]:
+                raise ValueError(
+                    f"engine.context_parallel is {sharing}, but packs cannot be shared in stage {stage.name!r}: it "
+                    + " and ".join(wrong)
                 )
 
     @property

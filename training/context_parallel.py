@@ -6,43 +6,64 @@ is all that ranks exchange (attention would have to send every key and value). B
 as soon as it is computed: rank r works on block l while rank r - 1 works on block l + 1, forward, and the other way
 round backward.
 
-B batch, T time of a rank's span, D width, H heads, N head size.
+B batch, T time of a rank's span, S sequences in it, D width, H heads, N head size.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mm_rwkv7.rwkv7 import RWKV7, Block
 from mm_rwkv7.state import LayerState, State
-from training.truncated import summed_loss
+from mm_rwkv7.token_shift import Sequences
 
 
-def span(sequence: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """This rank's part of (B, T of all ranks): spans differ by one step at most."""
-    world = dist.get_world_size(group)
-    if sequence.shape[1] < world:
-        raise ValueError(f"a sequence of {sequence.shape[1]} steps is too short for {world} ranks")
-    return sequence.tensor_split(world, dim=1)[dist.get_rank(group)]
+def cut(pack: Mapping[str, Any], rank: int, ranks: int) -> dict[str, Any]:
+    """What one of `ranks` processes reads of a pack of text (see `TextData`): a span of its `ids` and `targets`, which
+    differ by one step at most, and of `cu_seqlens` what lies in it. "continued" says whether the span begins inside a
+    sequence, whose state then comes from the rank before."""
+    time = pack["ids"].shape[1]
+    if time < ranks:
+        raise ValueError(f"a pack of {time} tokens is too short for {ranks} processes")
+    first, last = (place * (time // ranks) + min(place, time % ranks) for place in (rank, rank + 1))
+    ends = pack["cu_seqlens"]
+    inside = ends[(ends > first) & (ends < last)] - first
+    return {
+        **pack,
+        **{name: pack[name][:, first:last] for name in ("ids", "targets")},
+        "cu_seqlens": torch.cat([ends.new_tensor([0]), inside, ends.new_tensor([last - first])]),
+        "continued": bool(rank and (ends != first).all()),
+        "tokens": last - first,
+    }
 
 
 def hidden(
-    lm: RWKV7, x: Tensor, state: State | None = None, group: dist.ProcessGroup | None = None
+    lm: RWKV7,
+    x: Tensor,
+    state: State | None = None,
+    group: dist.ProcessGroup | None = None,
+    cu_seqlens: Tensor | None = None,
+    continued: bool = True,
 ) -> tuple[Tensor, State]:
     """`RWKV7.hidden` of a sequence over all ranks of `group`: x (B, T, D) is this rank's span, `state` what the first
     rank begins with. -> (what the head reads (B, T, D), the state after this rank's span).
+
+    With `cu_seqlens` (S + 1,) the span holds S sequences, B is 1, and the last one goes on in the next rank's span
+    where that one is `continued`; the states are those of S rows.
 
     Every rank must call this, and go backward as often as the others.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     before = dist.get_global_rank(group, rank - 1) if group and rank else rank - 1
     behind = dist.get_global_rank(group, rank + 1) if group and rank + 1 < world else rank + 1
-    begun = lm.initial_state(len(x)) if state is None or rank else state
-    lm.check_state(begun, len(x))
+    rows = len(x) if cu_seqlens is None else len(cu_seqlens) - 1
+    neighbours = None if cu_seqlens is None else Sequences.of(cu_seqlens, x.shape[1])
+    begun = lm.initial_state(rows) if state is None or rank else state
+    lm.check_state(begun, rows)
     # Frozen or not, every block of every rank is on the gradient's way, so that no rank waits for another's in vain.
     way = torch.zeros((), device=x.device, requires_grad=True)
     x = lm.ln0(x)
@@ -50,33 +71,18 @@ def hidden(
     layers = []
     for block, layer in zip(cast("Iterable[Block]", lm.blocks), begun.layers, strict=True):
         if rank:
-            layer = LayerState(*_Receive.apply(way, before, group, *layer))
-        x, layer, v_first = block(x, layer, v_first, None)
+            met = layer if cu_seqlens is None else [tensor[:1] for tensor in layer]
+            received = _Receive.apply(way, before, group, *met)
+            if cu_seqlens is not None:  # what is not wanted still has a gradient, of zero, that is waited for
+                pairs = zip(received, layer, strict=True)
+                received = (torch.cat([tensor * continued, fresh[1:]]) for tensor, fresh in pairs)
+            layer = LayerState(*received)
+        x, layer, v_first = block(x, layer, v_first, neighbours)
         if rank + 1 < world:
-            x = _Send.apply(way, behind, group, x, *layer)
+            left = layer if cu_seqlens is None else [tensor[-1:] for tensor in layer]
+            x = _Send.apply(way, behind, group, x, *left)
         layers.append(layer)
     return lm.ln_out(x), State(tuple(layers), begun.tokens_seen + x.shape[1], model=begun.model)
-
-
-def loss(
-    lm: RWKV7, ids: Tensor, targets: Tensor, state: State | None = None, group: dist.ProcessGroup | None = None
-) -> tuple[Tensor, State]:
-    """This rank's share of the mean cross entropy over all targets of the sequence: ids, targets (B, T) are its span,
-    -100 where nothing is to be said. The shares' sum over the ranks is the loss; so are their gradients'
-    (`sum_gradients`). -> (share, state after this span)."""
-    output, state = hidden(lm, lm.embed(ids), state, group)
-    wanted = (targets != -100).sum()
-    dist.all_reduce(wanted, group=group)
-    return summed_loss(lm, output, targets) / wanted.clamp(min=1), state
-
-
-def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None = None) -> None:
-    """After backward: every rank gets the whole sequence's gradients."""
-    for parameter in parameters:
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad, group=group)
 
 
 def last_state(state: State, group: dist.ProcessGroup | None = None) -> State:

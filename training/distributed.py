@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,16 +12,41 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` of them, all of which come to every method. One alone needs no process group."""
+    """This process among `size` of them, all of which come to every method. One alone needs no process group.
+
+    Each `context` neighbours, which are a `group`, share every pack that they read: a span of it each."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    context: int = 1
+    group: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes and speaks for all."""
         return self.rank == 0
+
+    @property
+    def reader(self) -> int:
+        """Which of the `readers` of different packs this process belongs to."""
+        return self.rank // self.context
+
+    @property
+    def readers(self) -> int:
+        return self.size // self.context
+
+    def sharing(self, context: int) -> "World":
+        """The same world, in which each `context` neighbours share their packs."""
+        if self.size % context:
+            raise ValueError(
+                f"engine.context_parallel is {context}: {self.size} processes cannot be divided into groups of as many"
+            )
+        if context == 1:
+            return self
+        first = range(0, self.size, context)
+        groups = [dist.new_group(list(range(rank, rank + context))) for rank in first]
+        return replace(self, context=context, group=groups[self.rank // context])
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sums of the processes' values, in fp64."""

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,17 +11,16 @@ from typing import Any
 import torch
 
 from mm_rwkv7.bench.memory import process_peak
-
-Writer = Callable[[int, Mapping[str, Any]], None]
+from training.boards import Answered, Board, open_board
 
 
 class Log:
-    """`log.jsonl` in a run's folder, beside whatever `places` names. Numbers that are none become null."""
+    """`log.jsonl` in a run's folder, beside the boards that `places` names. Numbers that are none become null."""
 
     def __init__(self, folder: Path, places: Sequence[str], settings: Mapping[str, Any]) -> None:
-        self.file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
-        self.closing: list[Callable[[], Any]] = [self.file.close]
-        self.writers = [self._open(place, folder, settings) for place in places]
+        self.folder, self.places, self.settings = folder, places, settings
+        self.file: TextIOWrapper | None = None
+        self.boards: list[Board] = []
 
     def __enter__(self) -> "Log":
         return self
@@ -29,55 +28,56 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for close in self.closing:
-            close()
+        for place in (self.file, *self.boards):
+            if place is not None:
+                place.close()
+
+    def begin(self, step: int) -> None:
+        """Go on after `step`, at a stage's beginning: lines of later steps, which a kill may have left, are dropped."""
+        path = self.folder / "log.jsonl"
+        if self.file is not None:
+            self.file.close()
+        cut_log(path, step)
+        self.file = path.open("a", encoding="utf-8", buffering=1)
+        for place in self.places[len(self.boards) :]:
+            self.boards.append(open_board(place, self.folder, self.settings, step))
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """`record` has a step; of the rest, other places than the file take the numbers."""
+        """`record` has a step; of the rest, the boards take the numbers."""
+        assert self.file is not None
         line = {name: _rounded(value) for name, value in record.items()}
         self.file.write(json.dumps(line) + "\n")
         numbers = {n: v for n, v in record.items() if isinstance(v, int | float) and n != "step" and math.isfinite(v)}
-        for write in self.writers:
-            write(record["step"], numbers)
+        for board in self.boards:
+            board.write(record["step"], numbers)
 
-    def _open(self, place: str, folder: Path, settings: Mapping[str, Any]) -> Writer:
-        try:
-            match place:
-                case "tensorboard":
-                    return self._tensorboard(folder)
-                case "wandb":
-                    wandb: Any = import_module("wandb")
-                    run = wandb.init(project="mm-rwkv7", name=folder.name, dir=str(folder), config=dict(settings))
-                    self.closing.append(run.finish)
-                    return lambda step, numbers: run.log(dict(numbers), step=step)
-                case _:
-                    trackio: Any = import_module("trackio")
-                    trackio.init(project="mm-rwkv7", name=folder.name, config=dict(settings), resume="allow")
-                    self.closing.append(trackio.finish)
-                    return lambda step, numbers: trackio.log(dict(numbers), step=step)
-        except ImportError as error:
-            raise ValueError(f"engine.log names {place}, which is not installed here: {error}") from error
-
-    def _tensorboard(self, folder: Path) -> Writer:
-        from torch.utils.tensorboard import SummaryWriter
-
-        board = SummaryWriter(str(folder / "tensorboard"))
-        self.closing.append(board.close)
-
-        def write(step: int, numbers: Mapping[str, Any]) -> None:
-            for name, value in numbers.items():
-                board.add_scalar(name, value, step)
-
-        return write
+    def show(self, step: int, answers: Sequence[Answered]) -> None:
+        """Answers of the model after `step` go to the boards."""
+        for board in self.boards:
+            board.show(step, answers)
 
 
 class Silent(Log):
     """The log of a process that does not speak."""
 
     def __init__(self) -> None:
-        self.closing = []
+        super().__init__(Path(), (), {})
+
+    def begin(self, step: int) -> None: ...
 
     def write(self, record: Mapping[str, Any]) -> None: ...
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Keep the lines up to `step`; a kill may have left later ones, the last of them torn."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    whole = [line for line in lines if line.endswith("}")]
+    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    draft = path.with_suffix(".tmp")
+    draft.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    draft.replace(path)
 
 
 def peak_memory(device: torch.device) -> float:

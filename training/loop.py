@@ -10,7 +10,7 @@ import signal
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from mm_rwkv7.bench.roofline import device_peak
 from mm_rwkv7.model import MMRWKV7
-from training.checkpoints import Checkpoints, cut_log
-from training.config import RunConfig, describe, plain
+from training.checkpoints import Checkpoints
+from training.config import RunConfig, describe
 from training.distributed import World
 from training.feed import Batch, Feed
-from training.logs import Log, Silent, peak_memory
+from training.logs import Log, peak_memory
 from training.optim import Average, build_optimizer, gradient_norm, set_learning_rate
 from training.parallel import spread, synchronised, whole
 from training.settings import StageConfig
@@ -59,6 +59,7 @@ def train_stage(
     folder: Path,
     offset: int,
     world: World,
+    log: Log,
     remake: Callable[[MMRWKV7], Stage],
 ) -> Stage:
     """Run one stage to its end. `offset` counts the steps of the stages before it: a run numbers its steps
@@ -71,15 +72,13 @@ def train_stage(
     asynchronous = world.device.type == "cuda" if run.engine.asynchronous is None else run.engine.asynchronous
     checkpoints = Checkpoints(folder, offset, run.keep, stage, optimizer, average, world, asynchronous)
     progress = checkpoints.resume()
-    if world.first:
-        cut_log(folder / "log.jsonl", offset + progress.step)
+    log.begin(offset + progress.step)
     began = time.time()
     with (
-        _log(folder, run, world) as log,
         _told_to_end() as told,
+        closing(feed.steps(progress.step, progress.position, world)) as batches,
         tqdm(total=config.steps, initial=progress.step, desc=config.name, unit="step", disable=not world.first) as bar,
     ):
-        batches = feed.steps(progress.step, progress.position, world)
         for step in range(progress.step, config.steps):
             tick = time.perf_counter()
             packs = next(batches)
@@ -236,10 +235,6 @@ def _told_to_end() -> Iterator[_Told]:
         yield told
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _log(folder: Path, run: RunConfig, world: World) -> Log:
-    return Log(folder, run.engine.log, plain(run)) if world.first else Silent()
 
 
 def autocast_wanted(precision: str, device: torch.device) -> bool:

@@ -16,7 +16,7 @@ from mm_rwkv7.processor import Processor
 from mm_rwkv7.tokenizer import Tokenizer
 from training.answer import turns
 from training.config import RunConfig
-from training.data import AnySource
+from training.singles.named import AnySource
 
 WORLD = 65536  # rows of the World vocabulary
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.state import State
+from training import context_parallel
 from training.cross_entropy import cross_entropy
-from training.feature_cache import FeatureCache
+from training.data.feature_cache import FeatureCache
 from training.settings import StageConfig
 from training.stage import Stage
 
@@ -24,7 +26,7 @@ class PackedStage(Stage):
     after each of them or -100, `cu_seqlens` (S + 1,), `pixels` and `tiles` of pictures, `windows` and `frames` of
     sounds."""
 
-    cache: FeatureCache | None = None  # of what the tower tells of pictures
+    cache: FeatureCache | None = None  # of what frozen encoders tell
 
     def __init__(self, model: MMRWKV7, config: StageConfig) -> None:
         super().__init__(model)
@@ -57,9 +59,7 @@ class PackedStage(Stage):
     def _read(self, batch: Mapping[str, Any]) -> Tensor:
         """-> what the head reads (1, T, D)."""
         model = self.model
-        windows = batch.get("windows")
-        sounds = None if windows is None else model.hear(windows, batch["frames"])
-        x = model.embed(batch["ids"], self._pictures(batch), sounds)
+        x = model.embed(batch["ids"], self._pictures(batch), self._sounds(batch))
         kind = x.device.type
         if torch.is_autocast_enabled(kind):  # left to itself, autocast casts for every product
             x = x.to(torch.get_autocast_dtype(kind))
@@ -75,11 +75,22 @@ class PackedStage(Stage):
         """-> features of all pictures in the embedding space (..., D)."""
         if not batch.get("tiles"):
             return None
-        if self.cache is None:
+        if self.cache is None or self.cache.pictures is None:
             return self.model.encode(batch["pixels"], batch["tiles"])
         features = self.cache.see(self.model, batch)
         assert features is not None
         return self.model.project(features, batch["tiles"])
+
+    def _sounds(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """-> features of all sounds in the embedding space (..., D)."""
+        if batch.get("frames") is None:
+            return None
+        if self.cache is None or self.cache.sounds is None:
+            return self.model.hear(batch["windows"], batch["frames"])
+        features = self.cache.hear(self.model, batch)
+        assert features is not None
+        assert self.model.sound is not None
+        return self.model.sound.project(features, batch["frames"])
 
     def _start(self, sequences: int) -> State | None:
         """The state from which every sequence is read."""
@@ -95,8 +106,22 @@ class PackedStage(Stage):
         model = self.model
         if not batch.get("tiles"):
             yield from (part for part in (model.tower, model.projector, model.compressor) if part is not None)
-        if batch.get("windows") is None and model.sound is not None:
+        if batch.get("frames") is None and model.sound is not None:
             yield model.sound
+
+
+class SpannedStage(PackedStage):
+    """The same where the processes of `group` share every pack: `cu_seqlens` and "continued" are of this one's span, as
+    `context_parallel.cut` makes it."""
+
+    def __init__(self, model: MMRWKV7, config: StageConfig, group: ProcessGroup) -> None:
+        super().__init__(model, config)
+        self.group = group
+
+    def _hidden(self, x: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        lm, ends = self.model.lm, batch["cu_seqlens"]
+        hidden, _ = context_parallel.hidden(lm, x, None, self.group, ends, batch["continued"])
+        return hidden
 
 
 class StateStage(PackedStage):

@@ -17,21 +17,23 @@ from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Processor
 from training.adapters import LoRAStage
 from training.answer import AnswerStage
+from training.boards import Answered
 from training.checkpoints import kept_steps
-from training.config import RunConfig
-from training.data import SOUND_SOURCES, UNLABELLED, AnySource, open_sources
+from training.config import RunConfig, plain
+from training.data.feature_cache import FeatureCache
+from training.data.packs import open_readers, open_stream
 from training.distributed import World, joined
-from training.feature_cache import FeatureCache
 from training.feed import Drawn, Feed, Packs
-from training.hearing import SoundSource
-from training.loop import check_config, train_stage, write_config
+from training.logs import Log, Silent
+from training.loop import autocast_wanted, check_config, train_stage, write_config
 from training.models import build_model, continued_model, picture_side
-from training.packed import PackedStage, StateStage
-from training.packs import open_readers, open_stream
+from training.packed import PackedStage, SpannedStage, StateStage
 from training.plot import plot_loss
 from training.samples import write_conversations, write_samples
 from training.settings import StageConfig
-from training.sources import SOURCES, Source
+from training.singles.hearing import SoundSource
+from training.singles.named import SOUND_SOURCES, UNLABELLED, AnySource, open_sources
+from training.singles.sources import SOURCES, Source
 from training.stage import Stage
 from training.streamed import StreamedStage
 from training.tagging import TaggingStage
@@ -49,6 +51,8 @@ def train_in(world: World, run: RunConfig) -> Path:
     """The same as one of the processes of a `world`, which all come here."""
     folder = Path(run.run)
     check_config(folder, run)
+    check_processes(run, world.size)
+    world = world.sharing(run.engine.context_parallel)
     # The CPU's matrix library prepares a product for each shape it meets; batches have more shapes than it keeps.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
     sources = data_of(run)
@@ -60,28 +64,50 @@ def train_in(world: World, run: RunConfig) -> Path:
     offset = 0
     world.barrier()
     done = max(kept_steps(folder), default=0)
-    for config in run.stages:
-        if offset + config.steps < done:  # a later stage's checkpoint holds all that this one left
-            offset += config.steps
-            continue
-        make = partial(make_stage, config, processor, sources)
-        torch.manual_seed(zlib.crc32(f"{run.seed} {config.name}".encode()))  # what is begun here does not know what ran
-        stage = make(model).to(world.device)
-        feed = feed_of(config, run, stage, processor, sources)
-        if world.first:
-            write_config(folder, run)
-        world.barrier()
-        stage = train_stage(stage, config, run, feed, folder, offset, world, make)
-        model, offset = stage.model, offset + config.steps
-        if world.first:
-            _keep(stage, config, run, sources, folder, offset)
-        world.barrier()
+    with Log(folder, run.engine.log, plain(run)) if world.first else Silent() as log:
+        for config in run.stages:
+            if offset + config.steps < done:  # a later stage's checkpoint holds all that this one left
+                offset += config.steps
+                continue
+            make = partial(make_stage, config, processor, sources, world=world)
+            # What is begun here does not know what ran before.
+            torch.manual_seed(zlib.crc32(f"{run.seed} {config.name}".encode()))
+            stage = make(model).to(world.device)
+            feed = feed_of(config, run, stage, processor, sources)
+            if world.first:
+                write_config(folder, run)
+            world.barrier()
+            stage = train_stage(stage, config, run, feed, folder, offset, world, log, make)
+            model, offset = stage.model, offset + config.steps
+            if world.first:
+                log.show(offset, _keep(stage, config, run, sources, folder, offset))
+            world.barrier()
     return folder / ("state.safetensors" if _tunes_start(run) else "model")
 
 
+def check_processes(run: RunConfig, processes: int) -> None:
+    """ValueError for a stage that so many processes cannot share, before the first of them begins."""
+    readers = processes // run.engine.context_parallel
+    for stage in run.stages:
+        if not stage.packed and processes > 1:
+            raise ValueError(
+                f"stage {stage.name!r} of kind {stage.kind!r} draws single pictures and sounds and trains on "
+                f"one process, there are {processes}: start it without torchrun"
+            )
+        if stage.packed and readers and stage.batch % readers:
+            who = f"{readers} processes" if readers == processes else f"{readers} groups of processes"
+            raise ValueError(f"stage {stage.name!r}: {stage.batch} packs a step cannot be shared evenly by {who}")
+
+
 def data_of(run: RunConfig) -> dict[str, AnySource]:
-    """Every source of samples that some stage of `run` draws from. A ValueError names one that a stage or the model
-    cannot use."""
+    """Every source of samples that some stage of `run` draws from."""
+    names, size = drawn_of(run)
+    return open_sources(names, Path(run.data), size)
+
+
+def drawn_of(run: RunConfig) -> tuple[list[str], int]:
+    """The names of those sources, and the side of the pictures that are drawn. A ValueError names one that a stage or
+    the model cannot use."""
     drawing = [stage for stage in run.stages if not stage.packed]
     for stage in drawing:
         wrong = {"tower": set(SOUND_SOURCES), "tagging": {*SOURCES, *UNLABELLED}}.get(stage.kind, set())
@@ -90,10 +116,8 @@ def data_of(run: RunConfig) -> dict[str, AnySource]:
                 wrong = {*wrong, *sources}
         if wrong := wrong.intersection(stage.data):
             raise ValueError(f"stage {stage.name!r} of kind {stage.kind!r} cannot learn from {sorted(wrong)}")
-    if not drawing:
-        return {}
-    size = 0 if run.tower is None else picture_side(run)
-    return open_sources((name for stage in drawing for name in stage.data), Path(run.data), size)
+    size = 0 if run.tower is None or not drawing else picture_side(run)
+    return sorted({name for stage in drawing for name in stage.data}), size
 
 
 def feed_of(
@@ -102,15 +126,23 @@ def feed_of(
     """Where the stage's batches come from."""
     if config.packed:
         cache = None
-        if run.feature_cache is not None and isinstance(stage, PackedStage) and "tower" not in config.train:
-            cache = stage.cache = FeatureCache(run.feature_cache, stage.model)
+        seen = "tower" not in config.train and stage.model.tower is not None  # by a frozen tower
+        if run.feature_cache is not None and isinstance(stage, PackedStage) and (seen or stage.model.sound is not None):
+            half = autocast_wanted(run.precision, next(stage.parameters()).device)
+            cache = stage.cache = FeatureCache(run.feature_cache, stage.model, pictures=seen, half=half)
         return Packs(open_stream(config, run, processor, cache), config.batch, run.workers)
     drawn = {name: sources[name] for name in config.data}
     return Drawn(stage, config, drawn, run.seed, run.workers)
 
 
-def make_stage(config: StageConfig, processor: Processor, sources: Mapping[str, AnySource], model: MMRWKV7) -> Stage:
-    """The stage around `model`, of which exactly what it trains takes gradients."""
+def make_stage(
+    config: StageConfig,
+    processor: Processor,
+    sources: Mapping[str, AnySource],
+    model: MMRWKV7,
+    world: World | None = None,
+) -> Stage:
+    """The stage around `model`, of which exactly what it trains takes gradients; in a `world` of one unless given."""
     model.requires_grad_(False).eval()
     parts = _parts(model)
     for name in config.train:
@@ -133,7 +165,9 @@ def make_stage(config: StageConfig, processor: Processor, sources: Mapping[str, 
         case "state":
             return StateStage(model, config)
         case "text" if config.carried:
-            return StreamedStage(model, config)
+            return StreamedStage(model, config, world or World(torch.device("cpu")))
+        case "text" if world is not None and world.group is not None:
+            return SpannedStage(model, config, world.group)
         case _:
             return PackedStage(model, config)
 
@@ -152,7 +186,7 @@ def _parts(model: MMRWKV7) -> dict[str, list[nn.Module]]:
 
 def _keep(
     stage: Stage, config: StageConfig, run: RunConfig, sources: Mapping[str, AnySource], folder: Path, step: int
-) -> None:
+) -> list[Answered]:
     """What a finished stage leaves: the model, what belongs beside it, the loss as a picture, a few answers."""
     model, state = stage.model, None
     if not _tunes_start(run):
@@ -164,11 +198,12 @@ def _keep(
         state.save(folder / "state.safetensors")
     plot_loss(folder)
     if config.kind == "answer":
-        write_samples(model, ((name, sources[name]) for name in config.data), folder, step)
-    elif config.packed and config.kind != "text":
-        write_conversations(
+        return write_samples(model, ((name, sources[name]) for name in config.data), folder, step)
+    if config.packed and config.kind != "text":
+        return write_conversations(
             model, open_readers(config, run), folder, step, None if state is None else replace(state, model="")
         )
+    return []
 
 
 def _tunes_start(run: RunConfig) -> bool:

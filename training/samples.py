@@ -14,17 +14,18 @@ from mm_rwkv7.pictures import load_picture
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Message
 from mm_rwkv7.state import State
-from training.conversations import Fault, Reader
-from training.data import AnySample, AnySource, open_turn
-from training.hearing import RATE
-from training.media import at_hand
-from training.sources import Sample
+from training.boards import Answered
+from training.data.conversations import Fault, Reader
+from training.data.media import at_hand
+from training.singles.hearing import RATE
+from training.singles.named import AnySample, AnySource, open_turn
+from training.singles.sources import Sample
 
 EACH = 4  # of each source
 LOOKED_AT = 100  # conversations of which some cannot be read
 
 
-def write_samples(model: MMRWKV7, sources: Iterable[tuple[str, AnySource]], folder: Path, step: int) -> None:
+def write_samples(model: MMRWKV7, sources: Iterable[tuple[str, AnySource]], folder: Path, step: int) -> list[Answered]:
     """`samples/step-N.jsonl`: picture or sound, question, expected and given answer; the files lie beside it."""
     pipeline = Pipeline(model)
     folder = folder / "samples"
@@ -42,13 +43,13 @@ def write_samples(model: MMRWKV7, sources: Iterable[tuple[str, AnySource]], fold
             state = pipeline.prefill(open_turn(sample))
             for question, expected in sample.qa:
                 said = pipeline.ask(question, state=state).text
-                lines.append({"file": file, "question": question, "expected": expected, "said": said})
-    _write(lines, folder, step)
+                lines.append({"files": [file], "question": question, "expected": expected, "said": said})
+    return _write(lines, folder, step)
 
 
 def write_conversations(
     model: MMRWKV7, readers: Mapping[str, Reader], folder: Path, step: int, state: State | None = None
-) -> None:
+) -> list[Answered]:
     """The same of conversations, the first ones of each source: what is said at the first answer, from `state` on.
     They were trained on."""
     pipeline = Pipeline(model)
@@ -72,12 +73,17 @@ def write_conversations(
             expected = talk.messages[len(asked)]["content"]
             line = {"id": talk.id, "files": files, "question": question, "expected": expected, "said": said}
             lines.append(line)
-    _write(lines, folder, step)
+    return _write(lines, folder, step)
 
 
-def _write(lines: Sequence[Mapping[str, Any]], folder: Path, step: int) -> None:
+def _write(lines: Sequence[Mapping[str, Any]], folder: Path, step: int) -> list[Answered]:
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / f"step-{step}.jsonl").write_text(text, encoding="utf-8")
+    answered = [line for line in lines if "said" in line]
+    texts = ("question", "expected", "said")
+    return [
+        Answered(*(line[name] for name in texts), tuple(folder / file for file in line["files"])) for line in answered
+    ]
 
 
 def _parts(messages: Sequence[Message]) -> list[Mapping[str, Any]]:

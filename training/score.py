@@ -17,8 +17,8 @@ from tqdm import tqdm
 from mm_rwkv7.command import Parser, run_command
 from mm_rwkv7.pipeline import Pipeline
 from training.config import load_recipe
-from training.data import AnySample, AnySource, open_sources, open_turn
-from training.sources import SOURCES, Sample
+from training.singles.named import AnySample, AnySource, open_sources, open_turn
+from training.singles.sources import SOURCES, Sample
 
 TRAINED = 4000  # samples of each source that the blind guess has seen
 

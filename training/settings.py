@@ -126,6 +126,8 @@ class EngineConfig:
     """How the steps are computed; it changes how fast and where, and not what is learned.
 
     parallel: what torchrun's processes share: "ddp" nothing but gradients, "fsdp" also weights and optimizer.
+    context_parallel: so many processes share every pack of a "text" stage, a span of it each (see
+        `context_parallel.py`), with "ddp".
     recompute: keep the input of every block only, and compute the rest again for the gradients.
     compile: let torch compile the blocks.
     on_bad_loss: at a loss that is no number, or above `spike` times the usual one (0: never), "stop" names the samples
@@ -136,6 +138,7 @@ class EngineConfig:
     """
 
     parallel: str = "ddp"
+    context_parallel: int = 1
     recompute: bool = False
     compile: bool = False
     on_bad_loss: str = "stop"
@@ -149,6 +152,14 @@ class EngineConfig:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"engine.{name} is {getattr(self, name)!r}, expected one of {known}")
+        if self.context_parallel < 1:
+            raise ValueError(f"engine.context_parallel is {self.context_parallel}, expected at least 1")
+        if self.context_parallel > 1 and self.parallel != "ddp":
+            # Shards are gathered by all processes at a block at once, spans come to it one after another.
+            raise ValueError(
+                f"engine.context_parallel is {self.context_parallel} and engine.parallel {self.parallel!r}: "
+                "processes that share packs need all weights, expected 'ddp'"
+            )
         if self.spike and self.spike <= 1:
             raise ValueError(f"engine.spike is {self.spike}, expected more than 1 time the usual loss, or 0")
         if unknown := set(self.log) - set(LOGS):

@@ -25,10 +25,11 @@ from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config
 from training.study import StudyConfig, Task
 from training.word_problems import WordProblem
 
+WARMUP = 100  # steps
+
 
 class Attention(nn.Module):
-    """The baseline: causal `nn.TransformerEncoder` layers. Positions are sinusoids without parameters; training shifts
-    each batch to a random place, so that at no tested length the model meets a position that it has never seen."""
+    """The baseline: causal, pre-norm `nn.TransformerEncoder` layers; positions are sinusoids without parameters."""
 
     def __init__(
         self, letters: int, answers: int, width: int, hidden: int, layers: int, heads: int, longest: int
@@ -39,6 +40,9 @@ class Attention(nn.Module):
         )
         self.emb = nn.Embedding(letters, width)
         self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        for matrix in self.encoder.parameters():
+            if matrix.ndim > 1:  # torch makes every layer a copy of the first
+                nn.init.xavier_uniform_(matrix)
         self.head = nn.Linear(width, answers)
         rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
         angles = torch.arange(longest)[:, None] * rates
@@ -48,10 +52,8 @@ class Attention(nn.Module):
         """(B, T) -> (B, T, G)"""
         T = letters.shape[1]
         assert isinstance(self.positions, Tensor)
-        start = int(torch.randint(len(self.positions) - T + 1, ())) if self.training else 0
-        x = self.emb(letters) + self.positions[start : start + T]
         mask = nn.Transformer.generate_square_subsequent_mask(T)
-        logits: Tensor = self.head(self.encoder(x, mask, is_causal=True))
+        logits: Tensor = self.head(self.encoder(self.emb(letters) + self.positions[:T], mask, is_causal=True))
         return logits
 
 
@@ -71,16 +73,19 @@ class Recurrent(nn.Module):
 
 
 def build_model(name: str, task: Task, config: StudyConfig) -> nn.Module:
-    """One of MODELS, of the same width and number of layers as the others; attention's feed-forward is as wide as makes
-    its parameters as many as RWKV-7's."""
+    """One of MODELS, all of the same width. Attention has layers of its own number; their feed-forward is as wide as
+    the model, or wider if that makes its parameters as many as RWKV-7's."""
     A, G = WordProblem.of(task.name, task.alphabet).table.shape
     if name != "attention":
         return _recurrent(A, G, task.layers, config, float(name.removeprefix("rwkv7 x")))
+
+    def attention(hidden: int) -> Attention:
+        heads = config.width // config.head_size
+        return Attention(A, G, config.width, hidden, task.attention_layers, heads, config.tested_length)
+
     wanted = count(_recurrent(A, G, task.layers, config, 1.0))
-    heads = config.width // config.head_size
-    narrow, wider = (Attention(A, G, config.width, n, task.layers, heads, config.tested_length) for n in (1, 2))
-    hidden = 1 + max(0, round((wanted - count(narrow)) / (count(wider) - count(narrow))))
-    return Attention(A, G, config.width, hidden, task.layers, heads, config.tested_length)
+    narrow, wider = (count(attention(hidden)) for hidden in (1, 2))
+    return attention(max(config.width, 1 + math.ceil((wanted - narrow) / (wider - narrow))))
 
 
 def count(model: nn.Module) -> int:
@@ -104,15 +109,17 @@ def train(
     model: nn.Module, problem: WordProblem, task: Task, config: StudyConfig, seed: int
 ) -> Iterator[dict[str, float]]:
     """Yields what each step came to."""
-    peak = config.attention_learning_rate if isinstance(model, Attention) else config.learning_rate
+    attends = isinstance(model, Attention)
+    peak = config.attention_learning_rate if attends else config.learning_rate
+    steps = task.attention_steps if attends else task.steps
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
     model.train()
-    for step in range(task.steps):
-        progress = (step + 1) / task.steps
+    for step in range(steps):
+        progress = (step + 1) / steps
         length = round(4 + (config.trained_length - 4) * min(1.0, 2 * progress))
-        letters, products = problem.sample(config.batch, length, seed=2 * (seed * task.steps + step))
+        letters, products = problem.sample(config.batch, length, seed=2 * (seed * steps + step))
         for group in optimizer.param_groups:
-            group["lr"] = peak * min(1.0, (step + 1) / 50, 2 * (1 - progress) + 0.01)
+            group["lr"] = peak * min(1.0, (step + 1) / WARMUP, 2 * (1 - progress) + 0.01)
         logits = model(letters)
         loss = F.cross_entropy(logits.flatten(0, 1), products.flatten())
         optimizer.zero_grad()
@@ -173,7 +180,8 @@ def _one(name: str, task: Task, config: StudyConfig, seed: int) -> dict[str, Any
     model = build_model(name, task, config)
     began = time.perf_counter()
     losses = []
-    with tqdm(total=task.steps, desc=f"{task.name}, {name}, seed {seed}", unit="step", mininterval=1) as bar:
+    steps = task.attention_steps if isinstance(model, Attention) else task.steps
+    with tqdm(total=steps, desc=f"{task.name}, {name}, seed {seed}", unit="step", mininterval=1) as bar:
         for record in train(model, problem, task, config, seed):
             losses.append(round(record["loss"], 4))
             bar.update()
@@ -216,7 +224,11 @@ def plot(results: Sequence[dict[str, Any]], config: StudyConfig, path: Path) -> 
     lengths = sorted({round(2 ** (i / 4)) for i in range(8, 80) if 2 ** (i / 4) <= config.tested_length})
     for panel, task in zip(panels, config.tasks, strict=True):
         _, answers = WordProblem.of(task.name, task.alphabet).table.shape
-        panel.set(title=f"{task.name}, {task.layers} layer{'s' * (task.layers > 1)}", xlabel="letters", ylim=(0, 1.03))
+        panel.set(
+            title=f"{task.name}: layers {task.layers}, of attention {task.attention_layers}",
+            xlabel="letters",
+            ylim=(0, 1.03),
+        )
         panel.set_xscale("log", base=2)
         panel.axvspan(lengths[0], config.trained_length, color="0.92")
         panel.axhline(1 / answers, color="0.5", linestyle=":", linewidth=1)

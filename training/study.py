@@ -10,12 +10,15 @@ MODELS = ("rwkv7 x1", "rwkv7 x2", "attention")  # RWKV7 by its `iclr_multiplier`
 
 @dataclass(frozen=True)
 class Task:
-    """A word problem, and what is trained on it. `alphabet`: see `WordProblem.of`."""
+    """A word problem, and what is trained on it: `layers` of RWKV-7 for `steps`, and attention's own. `alphabet`: see
+    `WordProblem.of`."""
 
     name: str
     alphabet: str
     layers: int
     steps: int
+    attention_layers: int
+    attention_steps: int
 
 
 @dataclass(frozen=True)
@@ -55,5 +58,6 @@ class StudyConfig:
         return {name: value for name, value in asdict(self).items() if name not in OF_THE_WHOLE}
 
     def lengths(self) -> list[int]:
-        """Of the words that the results tell about: powers of two from 4 on."""
-        return [2**i for i in range(2, 32) if 2**i <= self.tested_length]
+        """Of the words that the results tell about: powers of two from 4 on, and the longest trained one."""
+        powers = {2**i for i in range(2, 32) if 2**i <= self.tested_length}
+        return sorted(powers | {self.trained_length})

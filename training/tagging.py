@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from mm_rwkv7.hearing import Hearing
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.synthetic.soundscapes import KINDS, NOISES
-from training.augment import AUGMENTATIONS, changed, masked, mixed
-from training.hearing import Features, SoundSample, SoundSource
+from training.singles.augment import AUGMENTATIONS, changed, masked, mixed
+from training.singles.hearing import Features, SoundSample, SoundSource
 from training.stage import Stage
 
 EVENTS = (*KINDS, "beep", "note")

@@ -22,7 +22,7 @@ from encoders.protocol import Encoder
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.synthetic import scenes
 from mm_rwkv7.tokenizer import Tokenizer
-from training.sources import Sample, Source
+from training.singles.sources import Sample, Source
 from training.stage import Stage
 
 TEXTS = tuple(str(number) for number in range(100)) + scenes.WORDS

@@ -62,16 +62,17 @@ class Lanes(nn.Module):
     """The states of endless texts, each read a segment a step. `lane` is a batch's name for its text (see `TextData`),
     L their number. They are buffers, so that a checkpoint holds them: a run that goes on has read what it had read.
 
-    Of several processes, process r keeps the lanes whose number divided by that of processes leaves r; a checkpoint
-    gets those of all.
+    Of several processes, process r keeps the lanes whose number divided by that of processes leaves r, or, where each
+    `context` processes share their texts, group r does; a checkpoint gets those of all.
     """
 
     wkv: Tensor  # (L, layers, H, N, N)
     att_shift: Tensor  # (L, layers, D)
     ffn_shift: Tensor  # (L, layers, D)
 
-    def __init__(self, config: RWKV7Config, lanes: int) -> None:
+    def __init__(self, config: RWKV7Config, lanes: int, context: int = 1) -> None:
         super().__init__()
+        self.context = context
         for name, shape in zip(LayerState._fields, _shapes(config), strict=True):
             self.register_buffer(name, torch.zeros(lanes, config.layers, *shape))
         self.register_state_dict_pre_hook(_gather)
@@ -93,10 +94,12 @@ def _shapes(config: RWKV7Config) -> tuple[tuple[int, ...], ...]:
 
 
 @torch.no_grad()
-def _gather(lanes: nn.Module, prefix: str, keep_vars: bool) -> None:
+def _gather(lanes: Lanes, prefix: str, keep_vars: bool) -> None:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
+    groups = dist.get_world_size() // lanes.context
+    group, place = divmod(dist.get_rank(), lanes.context)
     for buffer in lanes.buffers():
-        others = torch.arange(len(buffer), device=buffer.device) % dist.get_world_size() != dist.get_rank()
+        others = (torch.arange(len(buffer), device=buffer.device) % groups != group) | (place > 0)
         buffer[others] = 0
         dist.all_reduce(buffer)

@@ -20,9 +20,9 @@ from mm_rwkv7.processor import Processor
 from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.synthetic import scenes, soundscapes
 from training.answer import IGNORED, AnswerStage
-from training.data import AnySample, open_turn
-from training.hearing import SoundSample
-from training.sources import Sample
+from training.singles.hearing import SoundSample
+from training.singles.named import AnySample, open_turn
+from training.singles.sources import Sample
 
 SAMPLES = [
     Sample(

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config
 from mm_rwkv7.state import State
-from training.context_parallel import last_state, loss, span, sum_gradients
+from training.context_parallel import cut, hidden, last_state
+from training.truncated import summed_loss
 
 T = 23  # spans of different lengths
 
@@ -42,20 +43,29 @@ def drawn(seed: int, frozen: bool) -> tuple[RWKV7, Tensor, Tensor, State]:
     return lm, ids[:, :-1], targets, state
 
 
+def span(sequence: Tensor) -> Tensor:
+    return sequence.tensor_split(dist.get_world_size(), dim=1)[dist.get_rank()]
+
+
 def on_a_rank(rank: int, world: int, seed: int, frozen: bool, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
     lm, ids, targets, state = drawn(seed, frozen)
     shares = []
     for _ in range(2):  # the second sequence begins with what the first one left
-        share, after = loss(lm, span(ids), span(targets), state)
+        output, after = hidden(lm, lm.embed(span(ids)), state)
+        share = summed_loss(lm, output, span(targets)) / (targets != -100).sum()
         share.backward()
         dist.all_reduce(total := share.detach().clone())
         shares.append(total)
         state = last_state(after)
-    sum_gradients(lm.parameters())
+    for parameter in lm.parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
     with torch.no_grad():
-        quiet, _ = loss(lm, span(ids), span(targets), state)
+        quiet = summed_loss(lm, hidden(lm, lm.embed(span(ids)), state)[0], span(targets)) / (targets != -100).sum()
         dist.all_reduce(quiet)
     gradients = {name: p.grad for name, p in lm.named_parameters() if p.grad is not None}
     torch.save([[*shares, quiet], gradients, [list(layer) for layer in state.layers]], f"{folder}/{rank}")
@@ -91,10 +101,68 @@ def test_ranks_together_are_one(world: int, frozen: bool, tmp_path: Path) -> Non
             assert all(map(close, layer, expected)), f"seed {seed}, rank {rank}: states"
 
 
-def test_a_sequence_shorter_than_the_ranks_is_refused(tmp_path: Path) -> None:
-    dist.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        with pytest.raises(ValueError, match="a sequence of 0 steps is too short for 1 ranks"):
-            span(torch.zeros(1, 0))
-    finally:
-        dist.destroy_process_group()
+def random_ends(seed: int, time: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    inside = torch.randint(1, time, (5,), generator=generator).unique()
+    return torch.tensor([0, *inside.tolist(), time], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_spans_are_a_pack_and_say_where_sequences_go_on(ranks: int) -> None:
+    seed = secrets.randbits(31)
+    ends = random_ends(seed, T)
+    pack = {"ids": torch.arange(T)[None], "targets": torch.arange(T)[None] + 1, "cu_seqlens": ends, "lane": 4}
+    spans = [cut(pack, rank, ranks) for rank in range(ranks)]
+    for name in ("ids", "targets"):
+        assert torch.cat([span[name] for span in spans], dim=1).equal(pack[name])
+    assert sum(span["tokens"] for span in spans) == T
+    assert max(span["tokens"] for span in spans) - min(span["tokens"] for span in spans) <= 1
+    begun, found = 0, []
+    for rank, span in enumerate(spans):
+        local = span["cu_seqlens"]
+        assert local[-1] == span["tokens"] == span["ids"].shape[1]
+        assert local.dtype == torch.int32
+        assert (local.diff() > 0).all()
+        assert span["continued"] == (rank > 0 and begun not in ends.tolist()), f"seed {seed}"
+        found += [begun + int(end) for end in local[1 if span["continued"] else 0 : -1]]
+        begun += span["tokens"]
+    assert found == ends[:-1].tolist(), f"seed {seed}"
+    assert all(span["lane"] == 4 for span in spans)
+
+
+def test_a_pack_shorter_than_the_ranks_is_refused() -> None:
+    with pytest.raises(ValueError, match="a pack of 1 tokens is too short for 2 processes"):
+        cut({"ids": torch.zeros(1, 1)}, 0, 2)
+
+
+def packed_on_a_rank(rank: int, seed: int, ends: list[int], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    lm, ids, targets, _ = drawn(seed, False)
+    pack = cut({"ids": ids[:1], "targets": targets[:1], "cu_seqlens": torch.tensor(ends)}, rank, 2)
+    output, _ = hidden(lm, lm.embed(pack["ids"]), None, None, pack["cu_seqlens"], pack["continued"])
+    share = summed_loss(lm, output, pack["targets"])
+    share.backward()
+    dist.all_reduce(total := share.detach().clone())
+    gradients = {}
+    for name, parameter in lm.named_parameters():
+        gradients[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        dist.all_reduce(gradients[name])
+    torch.save([total, gradients], f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["cut inside a sequence", "cut between two"])
+def test_sequences_of_a_pack_know_nothing_of_one_another(apart: bool, tmp_path: Path) -> None:
+    seed = secrets.randbits(31)
+    ends = sorted({*random_ends(seed, T).tolist()} - {T // 2, T // 2 + 1} | ({T // 2 + 1} if apart else set()))
+    mp.spawn(packed_on_a_rank, (seed, ends, str(tmp_path)), nprocs=2)
+    lm, ids, targets, _ = drawn(seed, False)
+    output, _ = lm.hidden(lm.embed(ids[:1]), cu_seqlens=torch.tensor(ends))
+    wanted = summed_loss(lm, output, targets[:1])
+    wanted.backward()
+    for rank in range(2):
+        found, gradients = torch.load(tmp_path / str(rank), weights_only=True)
+        assert close(found, wanted.detach()), f"seed {seed}"
+        far = [name for name, p in lm.named_parameters() if p.grad is None or not close(gradients[name], p.grad)]
+        assert not far, f"seed {seed}, rank {rank}: gradients of {far}"

@@ -3,9 +3,12 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +117,49 @@ def test_a_killed_run_of_every_kind_goes_on_bit_for_bit(start: Path, tmp_path: P
         expected, found = load_file(Path(straight.run) / name), load_file(folder / name)
         assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()), name
     assert list((folder / "tensorboard").iterdir())
+
+
+@contextmanager
+def two_ranks(recipe: Path) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """As torchrun starts them, but with nobody who ends one of them when the other is gone."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = {**environment(1), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    ranks = [subprocess.Popen(command(recipe), env={**place, "RANK": str(rank)}, **quiet) for rank in range(2)]
+    try:
+        yield ranks
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_two_ranks_that_are_stopped_go_on(start: Path, tmp_path: Path) -> None:
+    """One rank is told to end: both finish the step and keep it. One is killed while a checkpoint is being written
+    aside: the other one ends too. What they left, both go on with."""
+    settings: dict[str, Any] = {"steps": 20, "batch": 4, "learning_rate": 1e-3}
+    alone = load(write_recipe(tmp_path / "alone", start, "finetune", **settings))
+    train(alone, CPU)
+    path = write_recipe(
+        tmp_path / "stopped", start, "finetune", **settings, engine={"parallel": "fsdp", "asynchronous": True}
+    )
+    folder = tmp_path / "stopped/run"
+    with two_ranks(path) as ranks:
+        wait_for_step(folder, 3, ranks[0])
+        ranks[1].send_signal(signal.SIGTERM)
+        assert [process.wait(PATIENCE) for process in ranks] == [143, 143]
+    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"]
+    assert last < 20
+    assert (folder / f"checkpoints/step-{last}/.metadata").is_file()
+    parts = {part.name for part in (folder / f"checkpoints/step-{last}").glob("*.distcp")}
+    assert parts == {"__0_0.distcp", "__1_0.distcp"}, "every rank writes its part"
+    with two_ranks(path) as ranks:
+        wait_for_step(folder, last + 3, ranks[0])
+        ranks[0].send_signal(signal.SIGKILL)
+        assert ranks[1].wait(PATIENCE) > 0
+    with two_ranks(path) as ranks:
+        assert [process.wait(PATIENCE) for process in ranks] == [0, 0]
+    assert losses(folder) == pytest.approx(losses(Path(alone.run)), rel=1e-5)
+    assert not list((folder / "checkpoints").glob(".step-*"))

@@ -16,10 +16,10 @@ from mm_rwkv7.synthetic import soundscapes
 from training import run as module
 from training.answer import turns
 from training.config import RunConfig, load_recipe
-from training.data import SOUND_SOURCES
-from training.hearing import Soundscapes
 from training.run import continued_model, data_of, train
-from training.sources import SOURCES, Sample, Scenes
+from training.singles.hearing import Soundscapes
+from training.singles.named import SOUND_SOURCES
+from training.singles.sources import SOURCES, Sample, Scenes
 from training.tower import TowerStage
 
 BATCH = 2
@@ -86,23 +86,40 @@ def test_a_run_leaves_what_it_promises(straight: Path) -> None:
     assert checkpoint.load(straight / "model").config.tower.name == "test_resnet"
 
 
-@pytest.mark.parametrize("stage", ["tower", "align", "finetune"])
-def test_only_the_named_parts_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+TRAINED = {
+    "tower": ("tower.",),
+    "align": ("projector.",),
+    "finetune": ("projector.", "lm."),
+    "tagging": ("sound.encoder.", "sound.head."),
+    "mixed": ("sound.projector.", "projector.", "lm."),
+}
+
+
+@pytest.mark.usefixtures("few_soundscapes")
+@pytest.mark.parametrize("stage", list(TRAINED))
+def test_every_parameter_of_the_named_parts_changes_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
     saved: list[dict[str, torch.Tensor]] = []
     original = module.build_model
 
     def build(*arguments: Any) -> Any:
         model, processor = original(*arguments)
-        saved.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        with torch.no_grad():
+            for parameter in model.parameters():  # what begins at zero keeps gradients from what it is multiplied with
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+        saved.append({name: tensor.clone() for name, tensor in model.named_parameters()})
         return model, processor
 
     monkeypatch.setattr(module, "build_model", build)
-    config = recipe(tmp_path / "run", f"stages.{stage}.steps=2")
+    make = recipe if stage in STEPS else hearing_recipe
+    config = make(tmp_path / "run", f"stages.{stage}.steps=2", f"stages.{stage}.batch=4")
     config = dataclasses.replace(config, stages=tuple(one for one in config.stages if one.name == stage))
     after = load_file(train(config, CPU) / "model.safetensors")
-    changed = {name.partition(".")[0] for name, tensor in saved[0].items() if not torch.equal(tensor, after[name])}
-    expected = {"tower": {"tower"}, "align": {"projector"}, "finetune": {"lm", "projector"}}
-    assert changed == expected[stage]
+    (before,) = saved
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    expected = {name for name in before if name.startswith(TRAINED[stage])}
+    assert changed == expected, sorted(changed ^ expected)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 7])

@@ -14,9 +14,9 @@ from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.state import State
 from tests.training.packed_run import TRAINS, load, losses, make_start, write_recipe
 from training.config import RunConfig
-from training.mixture import Mixture
+from training.data.mixture import Mixture
+from training.data.packs import open_stream
 from training.packed import PackedStage
-from training.packs import open_stream
 from training.run import train
 from training.settings import SourceConfig, StageConfig
 
@@ -178,7 +178,7 @@ def test_a_stage_that_stopped_goes_on_as_if_nothing_had_been(
     change = "stages.lora.lora.dropout=0.2"
     straight = load(write_recipe(tmp_path / "straight", start, *kinds, **settings), change)
     train(straight, CPU)
-    monkeypatch.setattr("training.packs.Mixture", Stops)
+    monkeypatch.setattr("training.data.packs.Mixture", Stops)
     monkeypatch.setattr(Stops, "budget", 2 * 7 + 1)  # in the second stage, while its checkpoint is being written
     killed = load(write_recipe(tmp_path / "killed", start, *kinds, **settings), change)
     with pytest.raises(KeyboardInterrupt):

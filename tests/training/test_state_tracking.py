@@ -19,7 +19,7 @@ from training.word_problems import WordProblem
 
 TINY = StudyConfig(
     run="",
-    tasks=(Task("parity", "all", 1, 3), Task("s3", "swaps", 2, 2)),
+    tasks=(Task("parity", "all", 1, 3, 2, 2), Task("s3", "swaps", 2, 2, 1, 3)),
     seeds=(2,),
     width=16,
     head_size=8,
@@ -68,7 +68,10 @@ def test_models_have_one_size_and_see_no_future(task: Task) -> None:
     config = replace(TINY, width=64, head_size=32, rank=16)
     models = {name: build_model(name, task, config).eval() for name in config.models}
     sizes = {name: count(model) for name, model in models.items()}
-    assert max(sizes.values()) < 1.01 * min(sizes.values()), sizes
+    attention = sizes.pop("attention")
+    assert len(set(sizes.values())) == 1, sizes
+    assert attention >= sizes["rwkv7 x1"], "the baseline is not the smaller one"
+    assert attention < 1.01 * sizes["rwkv7 x1"], f"{attention}, {sizes}"
     letters, _ = problem.sample(2, 12, 0)
     other = letters.clone()
     other[:, 7:] = (other[:, 7:] + 1) % len(problem.letters)
@@ -82,7 +85,7 @@ def test_models_have_one_size_and_see_no_future(task: Task) -> None:
 
 def test_a_small_model_learns_parity_beyond_its_lengths() -> None:
     """Guessing is right in half of the cases; 256 words at four times the trained length cannot be luck."""
-    task = Task("parity", "all", 1, 250)
+    task = Task("parity", "all", 1, 250, 1, 1)
     config = replace(TINY, width=32, head_size=16, rank=8, batch=32, trained_length=12, tested_length=48)
     config = replace(config, tested_words=256)
     torch.manual_seed(0)
@@ -122,7 +125,11 @@ def test_the_recipe_is_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["state_tracking", "--dry-run"]) == 0
     assert "study: state_tracking" in capsys.readouterr().out
     small = [f"run={tmp_path}", "width=16", "head_size=8", "trained_length=4", "tested_length=8", "batch=2"]
-    small += ["tested_words=32", "seeds=[3]", *(f"tasks.{name}.steps=1" for name in ("parity", "s3", "s5"))]
+    small += [
+        "tested_words=32",
+        "seeds=[3]",
+        *(f"tasks.{name}.{of}=1" for name in ("parity", "s3", "s5") for of in ("steps", "attention_steps")),
+    ]
     assert main(["state_tracking", *(part for change in small for part in ("--set", change))]) == 0
     assert capsys.readouterr().out.startswith("| task | model | 4 | 8 |")
     with pytest.raises(ValueError, match="is the study 'state_tracking', expected a recipe with stages"):

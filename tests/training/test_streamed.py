@@ -1,5 +1,6 @@
 """Text stages in the loop: packs with states of their own, and endless lanes whose states a checkpoint holds."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -11,16 +12,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
+from mm_rwkv7 import checkpoint
 from mm_rwkv7.config import MMConfig
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.rwkv7 import RWKV7Config
 from training.config import RunConfig, load_recipe
-from training.indexed import write_tokens
-from training.packs import open_stream
+from training.data.indexed import write_tokens
+from training.data.packs import open_stream
 from training.run import make_stage, train
+from training.settings import EngineConfig
 
 SIZES = {"width": 32, "layers": 2, "head_size": 16, "decay_rank": 4, "iclr_rank": 4, "value_rank": 4, "gate_rank": 4}
 
@@ -100,3 +105,30 @@ def test_what_a_text_stage_cannot_read_is_named(tmp_path: Path) -> None:
         open_stream(config, run, trimmed)
     with pytest.raises(ValueError, match="only texts carry their state on"):
         replace(config, kind="finetune", carried=True)
+
+
+def test_a_text_stage_trains_every_parameter_of_the_language_model_and_nothing_else(tmp_path: Path) -> None:
+    run = recipe(tmp_path)
+    model = MMRWKV7(MMConfig(RWKV7Config(65536, **SIZES), **run.prompt))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    checkpoint.save(model, tmp_path / "start", "# start")
+    plain = dataclasses.replace(run, start=str(tmp_path / "start"), lm=None)
+    folder = train(plain, torch.device("cpu"))
+    after = load_file(folder / "model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(name.startswith("lm.") for name in before)
+    assert not [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("carried", [False, True])
+def test_compiled_blocks_learn_the_same(carried: bool, tmp_path: Path) -> None:
+    plain = recipe(tmp_path, carried=carried, steps=3)
+    train(plain, torch.device("cpu"))
+    compiled = dataclasses.replace(plain, run=str(tmp_path / "compiled"), engine=EngineConfig(compile=True))
+    made = counters["stats"]["unique_graphs"]
+    train(compiled, torch.device("cpu"))
+    assert counters["stats"]["unique_graphs"] > made, "something was compiled"
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)

@@ -16,12 +16,13 @@ from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.projector import ProjectorConfig
 from mm_rwkv7.synthetic.soundscapes import Event
 from training import tagging
-from training.augment import Augmentation
 from training.config import StageConfig, load_recipe
 from training.distributed import World
 from training.feed import Drawn
-from training.hearing import RATE, SoundSample, Soundscapes
+from training.logs import Silent
 from training.loop import train_stage
+from training.singles.augment import Augmentation
+from training.singles.hearing import RATE, SoundSample, Soundscapes
 from training.tagging import EVENTS, TaggingStage
 
 MOMENT = 0.08  # seconds
@@ -254,7 +255,7 @@ def test_a_killed_stage_goes_on_as_if_nothing_had_been(
         folder.mkdir(exist_ok=True)
         stage = make(tiny_model)
         feed = Drawn(stage, config, sources, run.seed, run.workers)
-        train_stage(stage, config, run, feed, folder, 0, World(torch.device("cpu")), lambda _: stage)
+        train_stage(stage, config, run, feed, folder, 0, World(torch.device("cpu")), Silent(), lambda _: stage)
         for now, mean in zip(stage._averaged().parameters(), stage.average.parameters(), strict=True):
             assert torch.equal(now, mean)
         return stage.hearing.state_dict()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.synthetic import scenes
 from mm_rwkv7.tokenizer import Tokenizer
-from training.sources import Sample
+from training.singles.sources import Sample
 from training.tower import FIELDS, IGNORED, GroupedSigLip, TowerStage
 
 

@@ -1,0 +1,1 @@
+"""From files of any layout to packs of conversations and texts."""

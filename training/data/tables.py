@@ -1,0 +1,160 @@
+"""Training data in tables: parquet files on disk, and data sets of Hugging Face's `datasets` as streams."""
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.data.conversations import Conversation, Drawn, Fault, Indexed, Media, Position, Reader, media_in
+from training.data.records import KEYS, LAYOUTS, SAYS, messages_of
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+MEDIA = tuple(name for names in KEYS.values() for name in names)
+KEPT = 2  # row groups that are kept
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture or a sound in a table."""
+
+    table: "Parquet"
+    block: int
+    item: int
+    column: str
+    number: int  # in a list
+
+    def read(self) -> bytes:
+        value = self.table.rows(self.block, self.column)[self.item][self.column]
+        source = media_in(self.table.folder(self.block), value[self.number] if isinstance(value, list) else value)
+        if isinstance(source, bytes):
+            return source
+        try:
+            return Path(source).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{source} cannot be read: {error.strerror}") from error
+
+
+class Parquet(Indexed):
+    """Parquet files, one block for each of their row groups. A row is a record (`records` has the layouts);
+    pictures and sounds are `{bytes, path}`, bytes, or paths from the file's folder on, one or a list.
+
+    To follow the stream costs the words alone: the columns with pictures and sounds are read when one is wanted. A
+    ValueError names a file that is missing or no parquet.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], name: str) -> None:
+        self.name = name
+        self.paths = [Path(path) for path in paths]
+        self._groups = [(path, group) for path in self.paths for group in range(len(_groups(path)))]
+        self._sizes = [rows for path in self.paths for rows in _groups(path)]
+        self._rows = lru_cache(KEPT * (1 + len(MEDIA)))(self._read)
+
+    @property
+    def blocks(self) -> Sequence[int]:
+        return self._sizes
+
+    def folder(self, block: int) -> Path:
+        return self._groups[block][0].parent
+
+    def label(self, block: int, item: int) -> str:
+        path, group = self._groups[block]
+        first = block - group
+        return f"{path.name}, row {sum(self._sizes[first:block]) + item}"
+
+    def rows(self, block: int, column: str | None = None) -> list[dict[str, Any]]:
+        """The rows of a block: one column, or all but the bytes of pictures and sounds."""
+        return self._rows(block, column)
+
+    def _read(self, block: int, column: str | None) -> list[dict[str, Any]]:
+        path, group = self._groups[block]
+        file = _open(path)
+        columns = [column] if column is not None else _light(file)
+        try:
+            rows: list[dict[str, Any]] = file.read_row_group(group, columns=columns).to_pylist()
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}, row group {group} cannot be read: {error}") from error
+        return rows
+
+    def get(self, block: int, item: int) -> Conversation:
+        row = dict(self.rows(block)[item])
+        for column in MEDIA:
+            value = row.get(column)
+            if value is not None:
+                count = len(value) if isinstance(value, list) else 1
+                row[column] = [Cell(self, block, item, column, number) for number in range(count)]
+        return Conversation(self.label(block, item), messages_of(row, lambda cell: cell), self.name)
+
+
+def _open(path: Path) -> Any:
+    import pyarrow.parquet as parquet
+
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        return parquet.ParquetFile(path)
+    except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
+        raise ValueError(f"{path} is no parquet table: {error}") from error
+
+
+def _groups(path: Path) -> list[int]:
+    """How many rows each row group of a table has, whose columns must say what is said."""
+    file = _open(path)
+    if not set(SAYS) & set(file.schema_arrow.names):
+        raise ValueError(f"{path} has the columns {file.schema_arrow.names}, expected {LAYOUTS}")
+    return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+
+
+def _light(file: Any) -> list[str]:
+    """The leaves of the columns without the bytes of pictures and sounds; of a column that has nothing but bytes, all
+    of it."""
+    leaves = [file.schema.column(i) for i in range(len(file.schema))]
+    wanted: dict[str, list[str]] = {}
+    heavy: dict[str, list[str]] = {}
+    for leaf in leaves:
+        column = leaf.path.partition(".")[0]
+        is_bytes = leaf.physical_type == "BYTE_ARRAY" and str(leaf.logical_type.type) == "NONE"
+        (heavy if column in MEDIA and is_bytes else wanted).setdefault(column, []).append(leaf.path)
+    alone = {column: paths for column, paths in heavy.items() if column not in wanted}
+    return [path for paths in (*wanted.values(), *alone.values()) for path in paths]
+
+
+class Streamed(Reader):
+    """A data set of Hugging Face's `datasets` that is read as a stream (`load_dataset(..., streaming=True)`), and taken
+    up again from its `state_dict`. The order is the data set's own, and every rank reads all of it. One that shuffles
+    with a buffer forgets what is in it when it is taken up again. Rows are those of `Parquet`."""
+
+    def __init__(self, dataset: "IterableDataset", name: str, folder: str | os.PathLike[str] = ".") -> None:
+        # Pictures and sounds stay bytes, to be decoded where they are wanted, as they are in columns of unknown kinds.
+        self.dataset = dataset.decode(False) if dataset.features else dataset
+        self.name = name
+        self.folder = Path(folder)
+
+    def stream(self, seed: int | str, position: Position = None) -> Iterator[tuple[Drawn, Position]]:
+        epoch, number, state = (0, 0, None) if position is None else position
+        while True:
+            dataset = copy.deepcopy(self.dataset)
+            dataset.set_epoch(epoch)
+            if state is not None:
+                dataset.load_state_dict(state)
+            for row in dataset.iter(batch_size=1):  # iter(dataset) would share the rows among a loader's workers
+                number += 1
+                drawn = self._drawn({name: value[0] for name, value in row.items()}, epoch, number - 1)
+                yield drawn, [epoch, number, dataset.state_dict()]
+            if not number:
+                raise ValueError(f"{self.name} has no records")
+            epoch, number, state = epoch + 1, 0, None
+
+    def _drawn(self, row: dict[str, Any], epoch: int, number: int) -> Drawn:
+        id = f"epoch {epoch}, row {number}"
+        try:
+            return Conversation(id, messages_of(row, self._media), self.name)
+        except ValueError as error:
+            return Fault(id, self.name, str(error))
+
+    def _media(self, entry: Any) -> Media:
+        return media_in(self.folder, entry) if isinstance(entry, str | dict) else entry

@@ -1,0 +1,1 @@
+"""Single pictures and sounds with their questions, drawn one by one."""
