@@ -133,7 +133,8 @@ def _table(
     column of W&B is of one kind)."""
     pictures = [[picture(_pixels(path)) for path in answer.media if path.suffix == ".png"] for answer in answers]
     sounds = [[_heard(path, sound) for path in answer.media if path.suffix != ".png"] for answer in answers]
-    columns, rows = ["question", "expected", "said"], [[one.question, one.expected, one.said] for one in answers]
+    columns = ["question", "expected", "said"]
+    rows: list[list[Any]] = [[one.question, one.expected, one.said] for one in answers]
     for name, media in (("picture", pictures), ("sound", sounds)):
         most = max(map(len, media), default=0)
         columns += [f"{name} {j + 1}" for j in range(most)]

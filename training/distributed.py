@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -46,7 +46,7 @@ class World:
             return self
         first = range(0, self.size, context)
         groups = [dist.new_group(list(range(rank, rank + context))) for rank in first]
-        return replace(self, context=context, group=groups[self.rank // context])
+        return replace(self, context=context, group=cast("dist.ProcessGroup", groups[self.rank // context]))
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sums of the processes' values, in fp64."""

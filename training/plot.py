@@ -5,22 +5,25 @@ from pathlib import Path
 
 
 def plot_loss(folder: Path) -> None:
-    """Draw `loss.png` from `log.jsonl`: the loss of every step, smoothed, one colour a stage."""
+    """Draw `loss.png` from `log.jsonl`: the loss of every step, and smoothed, one colour a stage."""
     from matplotlib.figure import Figure
 
-    curves: dict[str, tuple[list[int], list[float]]] = {}
+    curves: dict[str, tuple[list[int], list[float], list[float]]] = {}
     for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record["loss"] is None:  # a step that was skipped because of it
             continue
-        steps, losses = curves.setdefault(record["stage"], ([], []))
-        previous = losses[-1] if losses else record["loss"]
+        steps, losses, means = curves.setdefault(record["stage"], ([], [], []))
+        previous = means[-1] if means else record["loss"]
         steps.append(record["step"])
-        losses.append(0.95 * previous + 0.05 * record["loss"])
+        losses.append(record["loss"])
+        means.append(0.95 * previous + 0.05 * record["loss"])
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss (running mean)", yscale="log")
-    for name, (steps, losses) in curves.items():
-        axes.plot(steps, losses, label=name)
+    axes = figure.add_subplot(xlabel="step", ylabel="loss, and its running mean", yscale="log")
+    for number, (name, (steps, losses, means)) in enumerate(curves.items()):
+        axes.plot(steps, losses, color=f"C{number}", alpha=0.3, linewidth=0.8)
+        axes.plot(steps, means, color=f"C{number}", label=name)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(folder / "loss.png", dpi=120)

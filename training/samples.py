@@ -80,9 +80,10 @@ def _write(lines: Sequence[Mapping[str, Any]], folder: Path, step: int) -> list[
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / f"step-{step}.jsonl").write_text(text, encoding="utf-8")
     answered = [line for line in lines if "said" in line]
-    texts = ("question", "expected", "said")
+    media = [tuple(folder / file for file in line["files"]) for line in answered]
     return [
-        Answered(*(line[name] for name in texts), tuple(folder / file for file in line["files"])) for line in answered
+        Answered(line["question"], line["expected"], line["said"], files)
+        for line, files in zip(answered, media, strict=True)
     ]
 
 

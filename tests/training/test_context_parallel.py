@@ -2,6 +2,7 @@
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,7 +112,12 @@ def random_ends(seed: int, time: int) -> Tensor:
 def test_spans_are_a_pack_and_say_where_sequences_go_on(ranks: int) -> None:
     seed = secrets.randbits(31)
     ends = random_ends(seed, T)
-    pack = {"ids": torch.arange(T)[None], "targets": torch.arange(T)[None] + 1, "cu_seqlens": ends, "lane": 4}
+    pack: dict[str, Any] = {
+        "ids": torch.arange(T)[None],
+        "targets": torch.arange(T)[None] + 1,
+        "cu_seqlens": ends,
+        "lane": 4,
+    }
     spans = [cut(pack, rank, ranks) for rank in range(ranks)]
     for name in ("ids", "targets"):
         assert torch.cat([span[name] for span in spans], dim=1).equal(pack[name])

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def board_of(folder: Path) -> Any:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = EventAccumulator(str(folder / "tensorboard"))
+    accumulator: Any = import_module("tensorboard.backend.event_processing.event_accumulator")
+    board = accumulator.EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
     return board
 
@@ -115,7 +115,7 @@ def test_a_board_elsewhere_is_one_run_with_numbers_and_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, answers: list[Answered]
 ) -> None:
     recorder = Recorder()
-    monkeypatch.setitem(sys.modules, place, recorder)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, place, recorder)
     for _ in range(2):
         with Log(tmp_path, [place], {"seed": 3}) as log:
             log.begin(0)
