@@ -12,10 +12,11 @@ from eval.catalogue import TASKS, open_task
 from eval.merge import merge
 from eval.run import Settings, prepare, run
 from eval.score import score
-from eval.task import Task
+from eval.task import Mode, Task
 from mm_rwkv7.command import Parser, run_command
 
 if TYPE_CHECKING:
+    from mm_rwkv7.listening import Listener
     from mm_rwkv7.pipeline import Pipeline
 
 COMMANDS = {
@@ -115,22 +116,26 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 
 
 def _run(tasks: Sequence[Task], options: Namespace, settings: Settings) -> None:
-    prepared = [prepare(task, options.data, settings) for task in tasks]
-    pipeline = _pipeline(options)
+    prepared = [prepare(task, options.data, options.out, settings) for task in tasks]
+    model = _open_model(options, [task.mode for task in tasks])
     for one in prepared:
-        path = run(one, pipeline, options.out, settings)
-        print(path, file=sys.stderr)
+        one.agree(model)  # before hours are spent on another one
+    for one in prepared:
+        print(run(one, model), file=sys.stderr)
 
 
-def _pipeline(options: Namespace) -> "Pipeline":
+def _open_model(options: Namespace, modes: Sequence[Mode]) -> "Pipeline | Listener":
+    """A tagger without a language model will do where only tagging heads are asked."""
     import torch
 
+    from mm_rwkv7.listening import open_listener
     from mm_rwkv7.pipeline import Pipeline
 
     local = os.environ.get("LOCAL_RANK")
     if local is not None and torch.cuda.is_available():
         torch.cuda.set_device(int(local))
-    return Pipeline.from_pretrained(options.model, options.device, options.dtype)
+    opening = open_listener if set(modes) == {Mode.HEAD} else Pipeline.from_pretrained
+    return opening(options.model, options.device, options.dtype)
 
 
 def _score(tasks: Sequence[Task], options: Namespace) -> None:

@@ -1,4 +1,5 @@
-"""Reading official files. Every complaint names the file and the record, and, for a missing file, where it is from.
+"""Reading official files, and writing our own. Every complaint names the file and the record, and, for a missing file,
+where it is from.
 
 >>> file = read_json(folder / "TextVQA_0.5.1_val.json", "https://textvqa.org/dataset")
 >>> for record in file["data"].list():
@@ -7,6 +8,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -134,6 +136,13 @@ def read_text(path: Path, origin: str) -> str:
     if text[:200].lstrip().lower().startswith(("<!doctype", "<html", "<?xml")):
         raise ValueError(f"{path} is a web page, not the file itself; it comes from {origin}")
     return text
+
+
+def write(path: Path, text: str) -> None:
+    """A file that is there whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
 
 
 def unique(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str, Record]:

@@ -14,9 +14,10 @@ NAME = "predictions.jsonl"
 ORIGIN = "`eval run`, or from whoever made the predictions"
 
 
-def shard_name(shard: tuple[int, int] | None) -> str:
-    """The file's name for one run of several: (0, 2) is the first of two."""
-    return NAME if shard is None else f"predictions.{shard[0]}-of-{shard[1]}.jsonl"
+def shard_name(name: str, shard: tuple[int, int] | None) -> str:
+    """A file's name in one run of several: predictions.0-of-2.jsonl in (0, 2), the first of two."""
+    stem, _, kind = name.partition(".")
+    return name if shard is None else f"{stem}.{shard[0]}-of-{shard[1]}.{kind}"
 
 
 def line(fields: dict[str, Any]) -> str:

@@ -137,7 +137,7 @@ class Lengths(Task):
 
 def test_a_task_of_another_mode_predicts_by_itself(tiny_model: MMRWKV7, tmp_path: Path) -> None:
     settings = Settings(batch=3)
-    path = run(prepare(Lengths(), Path(), settings), Pipeline(tiny_model), tmp_path, settings)
+    path = run(prepare(Lengths(), Path(), tmp_path, settings), Pipeline(tiny_model))
     assert [json.loads(line)["prediction"] for line in path.read_text().splitlines()] == [[i, -0.5] for i in range(10)]
     assert score(Lengths(), Path(), tmp_path)["metrics"] == {"mean": 4.5}
     path.write_text(path.read_text().replace("-0.5", "1e999"))
