@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mm_rwkv7.listening import Listener
     from mm_rwkv7.pipeline import Pipeline
 
+INTERRUPTED = 130
 COMMANDS = {
     "all": "run, score and report (what is done when no command is named)",
     "run": "ask the model and write its predictions down; again: go on where it ended",
@@ -29,11 +30,22 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code (2: bad usage or bad input)."""
+    """Runs one command and returns its exit code (2: bad usage or bad input, 1: the machine refused something)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help"):
         arguments = ["all", *arguments]
-    return run_command(_parser(), arguments, _act)
+    try:
+        return run_command(_parser(), arguments, _act)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> Parser:

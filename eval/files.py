@@ -40,7 +40,7 @@ class Record:
         return isinstance(self.value, dict) and name in self.value
 
     def text(self) -> str:
-        return self._of(str, "a text")
+        return self._whole(self._of(str, "a text"))
 
     def integer(self) -> int:
         return self._of(int, "a whole number")
@@ -55,7 +55,7 @@ class Record:
 
     def name(self) -> str:
         """A text or a whole number, as text: what ids come as."""
-        return str(self._of((str, int), "a text or a whole number"))
+        return self._whole(str(self._of((str, int), "a text or a whole number")))
 
     def list(self, length: int | None = None) -> "list[Record]":
         """The items of a list, of exactly `length` where that is given."""
@@ -83,6 +83,14 @@ class Record:
         if isinstance(self.value, bool) or not isinstance(self.value, kind):
             raise self.error(f"expected {expected}, got {self._shown}")
         return self.value
+
+    def _whole(self, text: str) -> str:
+        """A text that can be written again: JSON's escapes can spell half a character."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise self.error(f"there is half a character (a surrogate) at {error.start} of {self._shown}") from error
+        return text
 
     @property
     def _shown(self) -> str:

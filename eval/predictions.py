@@ -45,14 +45,21 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._file.close()
+        except OSError:  # what could not be written is tried once more
+            if kind is None:
+                raise
 
     def write(self, fields: dict[str, Any]) -> None:
-        """One line, which is in the file when this returns."""
+        """One line, which is in the file when this returns. An OSError names the file, on a full disk for example."""
         assert fields["id"] == self._ids[self.written], f"{fields['id']!r} out of order"
-        self._file.write(line(fields).encode())
-        self._file.flush()
+        try:
+            self._file.write(line(fields).encode())
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self.written += 1
 
     def _lock(self) -> None:

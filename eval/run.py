@@ -74,8 +74,10 @@ def run(prepared: Prepared, model: "Pipeline | Listener") -> Path:
     task = prepared.task
     path = prepared.folder / predictions.shard_name(predictions.NAME, prepared.settings.shard)
     ids = [sample.id for batch in prepared.mine for sample in batch]
-    with predictions.Log(path, ids) as log:
-        bar = tqdm(total=len(ids), initial=log.written, desc=task.name, unit="question", file=sys.stderr)
+    with (
+        predictions.Log(path, ids) as log,
+        tqdm(total=len(ids), initial=log.written, desc=task.name, unit="question", file=sys.stderr) as bar,
+    ):
         first = 0
         for batch in prepared.mine:
             done, first = log.written - first, first + len(batch)
@@ -88,7 +90,6 @@ def run(prepared: Prepared, model: "Pipeline | Listener") -> Path:
                     continue
                 log.write({"id": sample.id, **fields})
                 bar.update()
-        bar.close()
     return path
 
 
