@@ -84,12 +84,15 @@ def run(prepared: Prepared, model: "Pipeline | Listener") -> Path:
             if log.written >= first:
                 continue
             # All of a batch that was begun is answered again: who else is in it may move a rounding.
-            for sample, fields in zip(batch, _predict(prepared, model, batch), strict=True):
-                if done > 0:
-                    done -= 1
-                    continue
-                log.write({"id": sample.id, **fields})
-                bar.update()
+            try:
+                for sample, fields in zip(batch, _predict(prepared, model, batch), strict=True):
+                    if done > 0:
+                        done -= 1
+                        continue
+                    log.write({"id": sample.id, **fields})
+                    bar.update()
+            except ValueError as error:
+                raise ValueError(f"{task.name}, questions {batch[0].id!r} to {batch[-1].id!r}: {error}") from error
     return path
 
 

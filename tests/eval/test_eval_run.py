@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from PIL import Image
 
 from eval import plan
 from eval.__main__ import main
@@ -227,6 +228,27 @@ def test_shards_of_different_runs_are_not_merged(
     assert evaluate("merge", tmp_path / "both", "--tasks", "scenes") == 2
     assert "decoding.temperature 1.0, now 0.0" in capsys.readouterr().err
     assert not (tmp_path / "both" / "scenes" / "predictions.jsonl").exists()
+
+
+class Shown(Task):
+    """Asks about files."""
+
+    name, variant = "shown", "two pictures"
+
+    def samples(self, data: Path) -> list[Sample]:
+        return [Sample(name, "what?", (data / f"{name}.png",)) for name in ("good", "bad", "worse")]
+
+    def score(self, data: Path, predictions: Mapping[str, Any]) -> Scores:
+        raise NotImplementedError
+
+
+def test_a_broken_picture_is_named_with_its_questions(tiny_model: MMRWKV7, tmp_path: Path) -> None:
+    for name in ("good", "bad", "worse"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "bad.png").write_text("<html>")
+    settings = Settings(batch=2)
+    with pytest.raises(ValueError, match=r"shown, questions 'good' to 'bad': .*bad\.png is not a picture"):
+        run(prepare(Shown(), tmp_path, tmp_path, settings), Pipeline(tiny_model))
 
 
 class Lengths(Task):
