@@ -1,29 +1,12 @@
-"""The next token of many answers at once, each sampled as if it were alone.
+"""How likely the token that was chosen was, and those that might have been.
 
-Letters: B rows, V vocabulary.
+Letters: V vocabulary.
 """
-
-import math
-from collections.abc import Sequence
 
 from torch import Tensor
 
 from app.requests import TokenScore
-from mm_rwkv7.sampling import Sampler
 from mm_rwkv7.tokenizer import Tokenizer
-
-
-def choose(logits: Tensor, samplers: Sequence[Sampler | None]) -> list[int | None]:
-    """logits (B, V) -> an id for each row, the likeliest where there is no sampler; None for a row whose logits are no
-    numbers."""
-    greatest, likeliest = logits.max(dim=1)  # NaN wins over every number
-    found: list[int | None] = likeliest.tolist()
-    for row, (top, sampler) in enumerate(zip(greatest.tolist(), samplers, strict=True)):
-        if not math.isfinite(top):
-            found[row] = None
-        elif sampler is not None:
-            found[row] = sampler(logits[row])
-    return found
 
 
 def score(logits: Tensor, token: int, count: int, tokenizer: Tokenizer) -> TokenScore:

@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from app.choosing import choose, score
+from app.choosing import score
 from app.media_encoder import MediaEncoder
 from app.prompts import prepare
 from app.requests import Busy, Cancelled, Expired, Piece, Request, Ticket, wake
@@ -30,7 +30,7 @@ from app.state_cache import StateCache
 from mm_rwkv7.generate import Writer
 from mm_rwkv7.pipeline import Answer, Pipeline, Timings, Usage
 from mm_rwkv7.pooled_decode import pooled_step, read
-from mm_rwkv7.sampling import Sampler
+from mm_rwkv7.sampling import Sampler, choose
 from mm_rwkv7.state import State
 
 Result = TypeVar("Result")

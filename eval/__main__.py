@@ -12,12 +12,14 @@ from eval.catalogue import TASKS, open_task
 from eval.merge import merge
 from eval.run import Settings, prepare, run
 from eval.score import score
-from eval.task import Task
+from eval.task import Mode, Task
 from mm_rwkv7.command import Parser, run_command
 
 if TYPE_CHECKING:
+    from mm_rwkv7.listening import Listener
     from mm_rwkv7.pipeline import Pipeline
 
+INTERRUPTED = 130
 COMMANDS = {
     "all": "run, score and report (what is done when no command is named)",
     "run": "ask the model and write its predictions down; again: go on where it ended",
@@ -28,11 +30,22 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code (2: bad usage or bad input)."""
+    """Runs one command and returns its exit code (2: bad usage or bad input, 1: the machine refused something)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help"):
         arguments = ["all", *arguments]
-    return run_command(_parser(), arguments, _act)
+    try:
+        return run_command(_parser(), arguments, _act)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> Parser:
@@ -115,22 +128,26 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 
 
 def _run(tasks: Sequence[Task], options: Namespace, settings: Settings) -> None:
-    prepared = [prepare(task, options.data, settings) for task in tasks]
-    pipeline = _pipeline(options)
+    prepared = [prepare(task, options.data, options.out, settings) for task in tasks]
+    model = _open_model(options, [task.mode for task in tasks])
     for one in prepared:
-        path = run(one, pipeline, options.out, settings)
-        print(path, file=sys.stderr)
+        one.agree(model)  # before hours are spent on another one
+    for one in prepared:
+        print(run(one, model), file=sys.stderr)
 
 
-def _pipeline(options: Namespace) -> "Pipeline":
+def _open_model(options: Namespace, modes: Sequence[Mode]) -> "Pipeline | Listener":
+    """A tagger without a language model will do where only tagging heads are asked."""
     import torch
 
+    from mm_rwkv7.listening import open_listener
     from mm_rwkv7.pipeline import Pipeline
 
     local = os.environ.get("LOCAL_RANK")
     if local is not None and torch.cuda.is_available():
         torch.cuda.set_device(int(local))
-    return Pipeline.from_pretrained(options.model, options.device, options.dtype)
+    opening = open_listener if set(modes) == {Mode.HEAD} else Pipeline.from_pretrained
+    return opening(options.model, options.device, options.dtype)
 
 
 def _score(tasks: Sequence[Task], options: Namespace) -> None:

@@ -1,4 +1,5 @@
-"""Reading official files. Every complaint names the file and the record, and, for a missing file, where it is from.
+"""Reading official files, and writing our own. Every complaint names the file and the record, and, for a missing file,
+where it is from.
 
 >>> file = read_json(folder / "TextVQA_0.5.1_val.json", "https://textvqa.org/dataset")
 >>> for record in file["data"].list():
@@ -7,6 +8,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +40,7 @@ class Record:
         return isinstance(self.value, dict) and name in self.value
 
     def text(self) -> str:
-        return self._of(str, "a text")
+        return self._whole(self._of(str, "a text"))
 
     def integer(self) -> int:
         return self._of(int, "a whole number")
@@ -53,7 +55,7 @@ class Record:
 
     def name(self) -> str:
         """A text or a whole number, as text: what ids come as."""
-        return str(self._of((str, int), "a text or a whole number"))
+        return self._whole(str(self._of((str, int), "a text or a whole number")))
 
     def list(self, length: int | None = None) -> "list[Record]":
         """The items of a list, of exactly `length` where that is given."""
@@ -81,6 +83,14 @@ class Record:
         if isinstance(self.value, bool) or not isinstance(self.value, kind):
             raise self.error(f"expected {expected}, got {self._shown}")
         return self.value
+
+    def _whole(self, text: str) -> str:
+        """A text that can be written again: JSON's escapes can spell half a character."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise self.error(f"there is half a character (a surrogate) at {error.start} of {self._shown}") from error
+        return text
 
     @property
     def _shown(self) -> str:
@@ -134,6 +144,13 @@ def read_text(path: Path, origin: str) -> str:
     if text[:200].lstrip().lower().startswith(("<!doctype", "<html", "<?xml")):
         raise ValueError(f"{path} is a web page, not the file itself; it comes from {origin}")
     return text
+
+
+def write(path: Path, text: str) -> None:
+    """A file that is there whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
 
 
 def unique(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str, Record]:

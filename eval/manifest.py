@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -10,38 +9,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import prompts
-from eval.files import read_json
+from eval.files import read_json, write
 from eval.task import Sample, Task
 from mm_rwkv7 import __version__
 
 if TYPE_CHECKING:
+    from eval.run import Settings
+    from mm_rwkv7.listening import Listener
     from mm_rwkv7.pipeline import Pipeline
     from mm_rwkv7.sampling import Sampling
 
 NAME = "manifest.json"
+SEVERAL = "manifest*.json"  # runs that share the work write one each
 FORMAT = "mm-rwkv7-eval/1"
 RECORDED_ONLY = ("versions", "model.name")  # may differ between runs that make one file
 
 
-def describe(
-    task: Task,
-    pipeline: "Pipeline",
-    sampling: "Sampling",
-    asked: Sequence[Sample],
-    total: int,
-    batch: int,
-    limit: int | None,
-    seed: int,
+def planned(
+    task: Task, settings: "Settings", sampling: "Sampling", asked: Sequence[Sample], total: int
 ) -> dict[str, Any]:
-    """Everything that decides what the predictions of `asked`, of `total` samples, are."""
+    """What decides the predictions of `asked`, of `total` samples, but for the model."""
     return {
         "format": FORMAT,
         "task": task.name,
         "variant": task.variant,
         "mode": str(task.mode),
-        "model": {"name": pipeline.name, "fingerprint": pipeline.fingerprint},
-        "device": pipeline.device.type,
-        "dtype": str(pipeline.model.lm.emb.weight.dtype).removeprefix("torch."),
         "prompt": {"name": task.prompt, "sha256": prompts.digest(task.prompt)},
         "decoding": {
             "max_new_tokens": sampling.max_new_tokens,
@@ -49,11 +41,11 @@ def describe(
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         },
-        "batch": batch,
+        "batch": settings.batch,
         "samples": len(asked),
         "questions": questions_digest(asked),
-        "limit": limit,
-        "seed": seed,
+        "limit": settings.limit,
+        "seed": settings.seed,
         "partial": len(asked) < total,
         "versions": {
             "mm-rwkv7": __version__,
@@ -63,27 +55,58 @@ def describe(
     }
 
 
+def of_model(model: "Pipeline | Listener") -> dict[str, Any]:
+    """What the model adds to that. It reads the whole model."""
+    return {
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "device": model.device.type,
+        "dtype": _precision(model),
+    }
+
+
+def _precision(model: "Pipeline | Listener") -> str:
+    """Of the weights; int8 keeps some in another."""
+    import torch
+
+    from mm_rwkv7.listening import Listener
+    from mm_rwkv7.weights import INT8
+
+    module = model.tagger if isinstance(model, Listener) else model.model.lm
+    if any(tensor.dtype is torch.int8 for tensor in module.buffers()):
+        return INT8
+    return str(next(module.parameters()).dtype).removeprefix("torch.")
+
+
 def questions_digest(asked: Sequence[Sample]) -> str:
     """sha256 over the ids and what is asked."""
     lines = (json.dumps([sample.id, sample.question, *sample.choices]) for sample in asked)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def agree(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest, or make sure that the one that is there says the same."""
-    known = read(path)
-    if known is None:
-        draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        draft.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(draft, path)
-        return
-    there, here = dict(_flat(known)), dict(_flat(manifest))
-    differing = [
-        name for name in {**there, **here} if not name.startswith(RECORDED_ONLY) and there.get(name) != here.get(name)
-    ]
-    if differing:
-        shown = "; ".join(f"{name} {there.get(name)!r:.40}, now {here.get(name)!r:.40}" for name in differing[:4])
-        raise ValueError(f"{path} is of another run ({shown}); take another --out, or delete {path.parent}")
+def check(folder: Path, fields: Mapping[str, Any]) -> None:
+    """ValueError unless every manifest in `folder` says of `fields` the same."""
+    for path in sorted(folder.glob(SEVERAL)):
+        there, here = dict(_flat(read(path) or {})), dict(_flat(fields))
+        differing = [
+            name for name, value in here.items() if not name.startswith(RECORDED_ONLY) and there.get(name) != value
+        ]
+        if differing:
+            shown = "; ".join(f"{name} {there.get(name)!r:.40}, now {here[name]!r:.40}" for name in differing[:4])
+            raise ValueError(f"{path} is of another run ({shown}); take another --out, or delete {folder}")
+
+
+def agree(path: Path, fields: Mapping[str, Any]) -> None:
+    """Write a manifest, or make sure that it is there, beside others that say the same."""
+    check(path.parent, fields)
+    if not path.exists():
+        write(path, json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
+
+
+def common(folder: Path) -> dict[str, Any] | None:
+    """What all manifests in `folder` say; None where there is none. ValueError where they differ."""
+    found = next((read(path) for path in sorted(folder.glob(SEVERAL))), None)
+    check(folder, found or {})
+    return found
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -65,9 +65,12 @@ def compared_words(section: "Section") -> str:
     """The paired test in a sentence."""
     found = section.compared
     assert found is not None
+    main, mean_of = section.scores["main"], ""
+    if f"{main}_bootstrap" in section.scores["stderr"]:  # no mean over questions
+        mean_of = f" in the mean score of a question, which is not {main}"
     return (
-        f"{found.difference:+.2f} ± {found.stderr:.2f} (p = {found.p:.3g}, paired, clustered); "
-        f"better on {found.better}, worse on {found.worse} of {found.n} questions"
+        f"{found.difference:+.2f} ± {found.stderr:.2f}{mean_of} (p = {found.p:.3g}, paired, clustered); "
+        f"better on {found.better}, worse on {found.worse} of {found.n:,} questions"
     )
 
 

@@ -1,11 +1,10 @@
 """`merge`: joins the predictions of several runs into the file that one run would have written."""
 
-import os
 import re
 from pathlib import Path
 
 from eval import manifest, plan, predictions
-from eval.files import read_jsonl, unique
+from eval.files import read_jsonl, unique, write
 from eval.task import Task
 
 SHARD = re.compile(r"predictions\.(\d+)-of-(\d+)\.jsonl")
@@ -13,22 +12,22 @@ SHARD = re.compile(r"predictions\.(\d+)-of-(\d+)\.jsonl")
 
 def merge(task: Task, data: Path, out: Path) -> Path:
     """Join OUT/<task>/predictions.<i>-of-<n>.jsonl to predictions.jsonl, in the task's order. What was to be answered
-    is told by the manifest, or is everything. A ValueError names files and ids that are missing, come twice or do not
-    belong."""
+    is told by the runs' manifests, or is everything. A ValueError names files and ids that are missing, come twice or
+    do not belong, and manifests that differ."""
     folder = out / task.name
     files = _shards(folder)
-    known = manifest.read(folder / manifest.NAME) or {"limit": None, "seed": 0}
-    asked = plan.subset(task.samples(data / task.folder), known["limit"], known["seed"])
+    known = manifest.common(folder)
+    samples = task.samples(data / task.folder)
+    asked = samples if known is None else plan.subset(samples, known["limit"], known["seed"])
     records = unique(
         (record for path in files for record in read_jsonl(path, predictions.ORIGIN)),
         lambda record: record["id"].name(),
     )
     predictions.check_ids(folder, records, [sample.id for sample in asked], partial=False)
     target = folder / predictions.NAME
-    draft = target.with_name(target.name + ".tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.writelines(predictions.line(records[sample.id].value) for sample in asked)
-    os.replace(draft, target)
+    write(target, "".join(predictions.line(records[sample.id].value) for sample in asked))
+    if known is not None:
+        manifest.agree(folder / manifest.NAME, known)
     return target
 
 
@@ -45,7 +44,7 @@ def _shards(folder: Path) -> list[Path]:
             f"{folder}: there are files of {' and of '.join(map(str, sorted(counts)))} runs; keep one of them"
         )
     (count,) = counts
-    missing = [predictions.shard_name((i, count)) for i in range(count)]
+    missing = [predictions.shard_name(predictions.NAME, (i, count)) for i in range(count)]
     missing = [name for name in missing if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder}: {len(missing)} of {count} files are missing: {', '.join(missing[:5])}")

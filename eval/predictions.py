@@ -14,9 +14,10 @@ NAME = "predictions.jsonl"
 ORIGIN = "`eval run`, or from whoever made the predictions"
 
 
-def shard_name(shard: tuple[int, int] | None) -> str:
-    """The file's name for one run of several: (0, 2) is the first of two."""
-    return NAME if shard is None else f"predictions.{shard[0]}-of-{shard[1]}.jsonl"
+def shard_name(name: str, shard: tuple[int, int] | None) -> str:
+    """A file's name in one run of several: predictions.0-of-2.jsonl in (0, 2), the first of two."""
+    stem, _, kind = name.partition(".")
+    return name if shard is None else f"{stem}.{shard[0]}-of-{shard[1]}.{kind}"
 
 
 def line(fields: dict[str, Any]) -> str:
@@ -44,14 +45,21 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._file.close()
+        except OSError:  # what could not be written is tried once more
+            if kind is None:
+                raise
 
     def write(self, fields: dict[str, Any]) -> None:
-        """One line, which is in the file when this returns."""
+        """One line, which is in the file when this returns. An OSError names the file, on a full disk for example."""
         assert fields["id"] == self._ids[self.written], f"{fields['id']!r} out of order"
-        self._file.write(line(fields).encode())
-        self._file.flush()
+        try:
+            self._file.write(line(fields).encode())
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self.written += 1
 
     def _lock(self) -> None:

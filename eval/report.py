@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from eval import predictions
-from eval.files import Record, read_json, read_jsonl
+from eval.files import Record, read_json, read_jsonl, write
 from eval.gallery import Exhibit, choose
 from eval.published import Figure, figures
-from eval.score import JUDGED, NAME, clusters_of, write
+from eval.score import JUDGED, NAME, clusters_of
 from eval.statistics import Paired, paired
 from eval.task import Task
 

@@ -4,13 +4,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from eval import manifest, plan, predictions
 from eval.files import check_media
 from eval.task import Mode, Sample, Source, Task
 
 if TYPE_CHECKING:
+    from mm_rwkv7.listening import Listener
     from mm_rwkv7.pipeline import Pipeline
     from mm_rwkv7.sampling import Sampling
 
@@ -37,48 +38,61 @@ class Prepared:
     """A task whose files are read and found whole, so that a model is not loaded for nothing."""
 
     task: Task
-    asked: list[Sample]
+    folder: Path  # of what is written
     mine: list[list[Sample]]  # batches of this shard
-    total: int
+    settings: Settings
+    sampling: "Sampling"
+    manifest: dict[str, Any]  # all but the model's part
+
+    def agree(self, model: "Pipeline | Listener") -> None:
+        """Write the manifest. A ValueError says that the predictions which are there were made otherwise."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = predictions.shard_name(manifest.NAME, self.settings.shard)
+        manifest.agree(self.folder / name, {**self.manifest, **manifest.of_model(model)})
 
 
-def prepare(task: Task, data: Path, settings: Settings) -> Prepared:
-    """Read a task's files. A ValueError says what is wrong with them, or which picture is missing."""
+def prepare(task: Task, data: Path, out: Path, settings: Settings) -> Prepared:
+    """Read a task's files. A ValueError says what is wrong with them, which picture is missing, or that OUT/<task>/ has
+    predictions that were made with other settings."""
     samples = task.samples(data / task.folder)
     _check_unique(task, samples)
     asked = plan.subset(samples, settings.limit, settings.seed)
     check_media(asked)
     mine = plan.dealt(plan.batches(asked, settings.batch), settings.shard)
-    return Prepared(task, asked, mine, len(samples))
+    sampling = _sampling(task, settings)
+    fields = manifest.planned(task, settings, sampling, asked, len(samples))
+    manifest.check(out / task.name, fields)
+    return Prepared(task, out / task.name, mine, settings, sampling, fields)
 
 
-def run(prepared: Prepared, pipeline: "Pipeline", out: Path, settings: Settings) -> Path:
-    """Write the predictions that are not there yet to OUT/<task>/, a line each, and return their file."""
+def run(prepared: Prepared, model: "Pipeline | Listener") -> Path:
+    """Write the predictions that are not there yet to OUT/<task>/, a line each, and return their file. A `Listener`
+    answers only tasks of mode `HEAD`."""
     from tqdm import tqdm
 
-    task, sampling = prepared.task, _sampling(prepared.task, settings)
-    folder = out / task.name
-    folder.mkdir(parents=True, exist_ok=True)
-    asked, total = prepared.asked, prepared.total
-    described = manifest.describe(task, pipeline, sampling, asked, total, settings.batch, settings.limit, settings.seed)
-    manifest.agree(folder / manifest.NAME, described)
-    path = folder / predictions.shard_name(settings.shard)
+    prepared.agree(model)
+    task = prepared.task
+    path = prepared.folder / predictions.shard_name(predictions.NAME, prepared.settings.shard)
     ids = [sample.id for batch in prepared.mine for sample in batch]
-    with predictions.Log(path, ids) as log:
-        bar = tqdm(total=len(ids), initial=log.written, desc=task.name, unit="question", file=sys.stderr)
+    with (
+        predictions.Log(path, ids) as log,
+        tqdm(total=len(ids), initial=log.written, desc=task.name, unit="question", file=sys.stderr) as bar,
+    ):
         first = 0
         for batch in prepared.mine:
             done, first = log.written - first, first + len(batch)
             if log.written >= first:
                 continue
             # All of a batch that was begun is answered again: who else is in it may move a rounding.
-            for sample, fields in zip(batch, _predict(task, pipeline, batch, sampling), strict=True):
-                if done > 0:
-                    done -= 1
-                    continue
-                log.write({"id": sample.id, **fields})
-                bar.update()
-        bar.close()
+            try:
+                for sample, fields in zip(batch, _predict(prepared, model, batch), strict=True):
+                    if done > 0:
+                        done -= 1
+                        continue
+                    log.write({"id": sample.id, **fields})
+                    bar.update()
+            except ValueError as error:
+                raise ValueError(f"{task.name}, questions {batch[0].id!r} to {batch[-1].id!r}: {error}") from error
     return path
 
 
@@ -94,9 +108,8 @@ def _sampling(task: Task, settings: Settings) -> "Sampling":
     )
 
 
-def _predict(
-    task: Task, pipeline: "Pipeline", batch: Sequence[Sample], sampling: "Sampling"
-) -> Iterator[dict[str, Any]]:
+def _predict(prepared: Prepared, model: "Pipeline | Listener", batch: Sequence[Sample]) -> Iterator[dict[str, Any]]:
+    task, pipeline = prepared.task, cast("Pipeline", model)
     if task.mode is not Mode.GENERATE:
         yield from ({"prediction": prediction} for prediction in task.predict(pipeline, batch))
         return
@@ -109,7 +122,7 @@ def _predict(
     without = [i for i, one in enumerate(asked) if not one.media]
     replies: dict[int, Any] = {}
     for some in (with_media, without):
-        replies |= zip(some, answer_many(pipeline, [asked[i] for i in some], sampling), strict=True)
+        replies |= zip(some, answer_many(pipeline, [asked[i] for i in some], prepared.sampling), strict=True)
     for i in range(len(asked)):
         for reply in replies[i]:
             yield {"prediction": reply.text, "finish_reason": reply.finish_reason}

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval import manifest, predictions, statistics
+from eval.files import write
 from eval.task import Sample, Scores, Task
 
 NAME = "scores.json"
@@ -82,10 +82,3 @@ def ids_digest(samples: Sequence[Sample]) -> str:
 
 def _judged_line(sample: Sample, per_sample: Mapping[str, float]) -> str:
     return predictions.line({"id": sample.id, "score": per_sample.get(sample.id), "cluster": sample.cluster})
-
-
-def write(path: Path, text: str) -> None:
-    """A file that is there whole or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

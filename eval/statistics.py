@@ -8,7 +8,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, stdev
 
 REPEATS = 1000  # of the bootstrap
 
@@ -62,6 +62,6 @@ def paired(a: Mapping[str, float], b: Mapping[str, float], clusters: Mapping[str
     differences = {name: b[name] - a[name] for name in a}
     mean = fmean(differences.values())
     stderr = clustered_error(differences, clusters)
-    p = 2 * (1 - NormalDist().cdf(abs(mean) / stderr)) if stderr else float(mean == 0)
+    p = math.erfc(abs(mean) / stderr / math.sqrt(2)) if stderr else float(mean == 0)
     better, worse = sum(d > 0 for d in differences.values()), sum(d < 0 for d in differences.values())
     return Paired(mean, stderr, p, better, worse, len(differences))

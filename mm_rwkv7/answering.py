@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from encoders.protocol import move
-from mm_rwkv7.generate import PIECE, Writer
+from mm_rwkv7.generate import Writer, read_rows
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Batch, Message
-from mm_rwkv7.sampling import Sampler, Sampling
+from mm_rwkv7.sampling import Sampler, Sampling, choose
 from mm_rwkv7.state import State
 
 TOGETHER = 8  # messages whose pictures are encoded at once
@@ -95,22 +95,9 @@ def prefill_rows(model: MMRWKV7, batch: Batch, state: State | None) -> tuple[Ten
     """Read the rows of a batch that may hold pictures and no sounds -> (the last hidden vector of each row (B, D),
     their states)."""
     device = model.lm.emb.weight.device
-    ids = batch.ids.to(device)
-    B, T = ids.shape
-    mask = None if batch.mask is None else batch.mask.to(device)
     features = None if batch.pixels is None else model.encode(move(batch.pixels, device), batch.tiles)
-    x = model.embed(ids, features)
-    last = torch.full((B,), T - 1, device=device) if mask is None else mask.sum(1) - 1
-    found: Tensor | None = None
-    for start in range(0, T, PIECE):
-        piece = slice(start, start + PIECE)
-        hidden, state = model.lm.hidden(x[:, piece], state, None if mask is None else mask[:, piece])
-        here = hidden[torch.arange(B, device=device), (last - start).clamp(0, hidden.shape[1] - 1)]
-        # A row that ended in an earlier piece has its vector already.
-        found = here if found is None else torch.where((last >= start)[:, None], here, found)
-    assert found is not None
-    assert state is not None
-    return found, state
+    lengths = None if batch.mask is None else batch.mask.sum(1).tolist()
+    return read_rows(model.lm, model.embed(batch.ids.to(device), features), lengths, state)
 
 
 def _write(pipeline: Pipeline, hidden: Tensor, state: State, sampling: Sampling) -> list[Reply]:
@@ -120,13 +107,14 @@ def _write(pipeline: Pipeline, hidden: Tensor, state: State, sampling: Sampling)
     stop = (*template.stop, *sampling.stop)
     writers = [Writer(tokenizer, stop, limit) for _ in hidden]
     pieces: list[list[str]] = [[] for _ in hidden]
-    choose = _Chooser(sampling, len(hidden), tokenizer.size, hidden.device)
+    greedy = not (sampling.temperature or sampling.presence_penalty or sampling.count_penalty)
+    samplers = [None if greedy else Sampler(sampling, tokenizer.size, hidden.device) for _ in hidden]
     unwritable = list(tokenizer.unwritable)
     rows = list(range(len(hidden)))  # those that are still being written
     while True:
         logits = pipeline.step.logits(hidden)
         logits[:, unwritable] = -torch.inf
-        tokens = choose(logits, rows)
+        tokens = _numbers(choose(logits, [samplers[row] for row in rows]))
         for row, token in zip(rows, tokens, strict=True):
             pieces[row].append(writers[row].push(token))
         going_on = [i for i, row in enumerate(rows) if not writers[row].finish_reason]
@@ -142,22 +130,8 @@ def _write(pipeline: Pipeline, hidden: Tensor, state: State, sampling: Sampling)
     return [Reply(text, w.finish_reason, len(w.tokens)) for text, w in zip(texts, writers, strict=True)]
 
 
-class _Chooser:
-    """Chooses the next token of every row as `Sampler` would of each alone."""
-
-    def __init__(self, sampling: Sampling, rows: int, vocab_size: int, device: torch.device) -> None:
-        self.samplers: list[Sampler] = []
-        if sampling.temperature or sampling.presence_penalty or sampling.count_penalty:
-            self.samplers = [Sampler(sampling, vocab_size, device) for _ in range(rows)]
-
-    def __call__(self, logits: Tensor, rows: Sequence[int]) -> list[int]:
-        """logits (B, V) of the answers `rows` -> an id each."""
-        if self.samplers:
-            return [self.samplers[row](line) for row, line in zip(rows, logits, strict=True)]
-        greatest, tokens = logits.max(dim=1)
-        if not greatest.isfinite().all():
-            raise FloatingPointError(
-                "the greatest logit is no number: the weights are broken or the precision is too low"
-            )
-        found: list[int] = tokens.tolist()
-        return found
+def _numbers(tokens: Sequence[int | None]) -> list[int]:
+    found = [token for token in tokens if token is not None]
+    if len(found) < len(tokens):
+        raise FloatingPointError("the greatest logit is no number: the weights are broken or the precision is too low")
+    return found

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from encoders.build import build_sound, build_tower
-from mm_rwkv7.config import MMConfig
 from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
@@ -105,10 +104,10 @@ class Fingerprint:
         return str, (str(self),)
 
 
-def fingerprint(config: MMConfig, tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 over the config and every tensor's name, shape and bytes as stored: equal if two models answer alike,
-    whatever device and precision they are loaded to."""
-    digest = hashlib.sha256(config.to_json().encode())
+def fingerprint(config: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over the config, as JSON, and every tensor's name, shape and bytes as stored: equal if two models answer
+    alike, whatever device and precision they are loaded to."""
+    digest = hashlib.sha256(config.encode())
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

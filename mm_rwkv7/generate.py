@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mm_rwkv7.decode import Stepper, stepper
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.rwkv7 import RWKV7
 from mm_rwkv7.sampling import Sampler
 from mm_rwkv7.state import State
 from mm_rwkv7.tokenizer import Tokenizer
@@ -51,6 +52,27 @@ def prefill(
             raise ValueError(f"the {several} have {left} feature tokens more than the text has {kind} placeholders")
     assert after is not None
     return hidden[:, -1], after
+
+
+def read_rows(
+    lm: RWKV7, x: Tensor, lengths: Sequence[int] | None = None, state: State | None = None
+) -> tuple[Tensor, State]:
+    """Read x (B, T, D), of which row i has lengths[i] steps, all of them if not told -> (what the head reads after each
+    row's last step (B, D), the rows' states)."""
+    B, T, _ = x.shape
+    last = torch.tensor(lengths or [T] * B, device=x.device) - 1
+    whole = lengths is None or min(lengths) == T
+    found: Tensor | None = None
+    for start in range(0, T, PIECE):
+        piece = x[:, start : start + PIECE]
+        places = torch.arange(start, start + piece.shape[1], device=x.device)
+        hidden, state = lm.hidden(piece, state, None if whole else places <= last[:, None])
+        here = hidden[torch.arange(B, device=x.device), (last - start).clamp(0, piece.shape[1] - 1)]
+        # A row that ended in an earlier piece has its vector already.
+        found = here if found is None else torch.where((last >= start)[:, None], here, found)
+    assert found is not None
+    assert state is not None
+    return found, state
 
 
 class Queue:

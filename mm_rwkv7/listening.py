@@ -1,9 +1,13 @@
 """Whatever can name sounds: a tagger by itself, or a whole model with a tagging head."""
 
+import json
 import os
+from dataclasses import asdict
+from functools import cached_property
 
 import torch
 
+from mm_rwkv7 import checkpoint
 from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.taggers import OpenedTagger, open_tagger, tagger_format
 from mm_rwkv7.pipeline import Pipeline
@@ -15,17 +19,27 @@ from mm_rwkv7.weights import choose_device, choose_dtype, load_strictly, locate
 class Listener:
     """A published tagger (AST, A-RWKV), which has no language model."""
 
-    def __init__(self, tagger: Tagger, name: str) -> None:
+    def __init__(self, tagger: Tagger, name: str, opened: OpenedTagger) -> None:
         self.tagger = tagger
         self.name = name
+        self._opened = opened
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.tagger.parameters()).device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the config and the weights. The first call reads the whole file."""
+        config = json.dumps(asdict(self._opened.config), sort_keys=True)
+        return checkpoint.fingerprint(config, self._opened.tensors.items())
 
     @torch.no_grad()
     def tag(self, audio: SoundSource, top: int = 10) -> Tags:
         """The likeliest classes of a sound with their probabilities, which need not add up to one: several may be
         heard. Those of a long sound are the means over its windows."""
         frontend = self.tagger.encoder.frontend
-        device = next(self.tagger.parameters()).device
-        windows = batches(frontend, Sound.read(audio, frontend.rate), device)
+        windows = batches(frontend, Sound.read(audio, frontend.rate), self.device)
         scored = ((self.tagger(pictures, frames), frames) for pictures, frames in windows)
         return likeliest(scored, self.tagger.config.labels, top)
 
@@ -36,7 +50,8 @@ def open_listener(model: str | os.PathLike[str], device: str = "auto", dtype: st
     format = tagger_format(stored)
     if format is None:
         return Pipeline.from_pretrained(model, device, dtype)
-    return Listener(build(open_tagger(stored, format), device, dtype), os.fspath(model))
+    opened = open_tagger(stored, format)
+    return Listener(build(opened, device, dtype), os.fspath(model), opened)
 
 
 def build(opened: OpenedTagger, device: str = "auto", dtype: str = "auto") -> Tagger:

@@ -148,7 +148,7 @@ class Pipeline:
 
     def _compute_fingerprint(self) -> str:
         tensors = self.model.state_dict() if self.opened is None else self.opened.tensors
-        return checkpoint.fingerprint(self.model.config, tensors.items())
+        return checkpoint.fingerprint(self.model.config.to_json(), tensors.items())
 
     @cached_property
     def step(self) -> Stepper:

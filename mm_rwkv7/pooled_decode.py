@@ -12,6 +12,7 @@ from torch import Tensor
 from mm_rwkv7.cpu_decode import CpuStepper
 from mm_rwkv7.cuda_decode import CudaStepper
 from mm_rwkv7.decode import ModuleStepper
+from mm_rwkv7.generate import read_rows
 from mm_rwkv7.rwkv7 import RWKV7
 from mm_rwkv7.state_pool import StatePool
 
@@ -45,12 +46,10 @@ def pooled_step(lm: RWKV7, slots: int) -> PooledStep:
 def read(lm: RWKV7, pool: StatePool, x: Tensor, slots: Sequence[int], lengths: Sequence[int]) -> Tensor:
     """Read x (B, T, D), of which row i has lengths[i] steps and goes on from the state in slot slots[i] -> what the
     head reads after each row's last step (B, D)."""
-    where, count = torch.tensor(slots, device=x.device), torch.tensor(lengths, device=x.device)
-    T = x.shape[1]
-    mask = None if min(lengths) == T else torch.arange(T, device=x.device) < count[:, None]
-    hidden, after = lm.hidden(x, pool.gather(where), mask)
+    where = torch.tensor(slots, device=x.device)
+    hidden, after = read_rows(lm, x, lengths, pool.gather(where))
     pool.scatter(after, where)
-    return hidden[torch.arange(len(x), device=x.device), count - 1]
+    return hidden
 
 
 class CpuPooledStep:

@@ -1,9 +1,10 @@
 """Chooses the next token from logits, the way RWKV's own demos do.
 
-Letters: V vocabulary.
+Letters: B rows, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +94,19 @@ class Sampler:
         if options.top_p < 1:
             logits = _keep(logits, nucleus(logits.softmax(0), options.top_p))
         return int(torch.multinomial(logits.softmax(0), 1, generator=self.generator))
+
+
+def choose(logits: Tensor, samplers: Sequence[Sampler | None]) -> list[int | None]:
+    """logits (B, V) -> an id for each row, as its sampler gives it to the row alone, the likeliest where there is no
+    sampler; None for a row whose logits are no numbers."""
+    greatest, likeliest = logits.max(dim=1)  # NaN wins over every number
+    found: list[int | None] = likeliest.tolist()
+    for row, (top, sampler) in enumerate(zip(greatest.tolist(), samplers, strict=True)):
+        if not math.isfinite(top):
+            found[row] = None
+        elif sampler is not None:
+            found[row] = sampler(logits[row])
+    return found
 
 
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:

@@ -13,28 +13,16 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from eval.adapters.options import place, sampling
-from mm_rwkv7.pipeline import Pipeline
+from eval.adapters.adapter import Adapter
+from eval.adapters.options import sampling
 
 LONGEST = 256  # tokens written where a task does not say
 
 
 @register_model("mm_rwkv7")
-class RWKV7Harness(TemplateLM):
-    """One `Pipeline`. A context of any length is read whole: there is no window. `pretrained`, `device` and `dtype` are
-    those of `Pipeline.from_pretrained`; the batch sizes of the harness are taken and not needed, since the choices of a
-    question are read side by side from one state."""
-
-    def __init__(
-        self,
-        pretrained: str = "nano",
-        device: str | None = None,
-        dtype: str = "auto",
-        batch_size: Any = None,
-        max_batch_size: Any = None,
-    ) -> None:
-        super().__init__()
-        self.pipeline = Pipeline.from_pretrained(pretrained, place(device), dtype)
+class RWKV7Harness(Adapter, TemplateLM):
+    """A context of any length is read whole: there is no window. The choices of a question are read side by side from
+    one state."""
 
     @property
     def eot_token_id(self) -> int:

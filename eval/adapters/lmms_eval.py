@@ -9,8 +9,8 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
 
-from eval.adapters.options import place, sampling
-from mm_rwkv7.pipeline import Pipeline
+from eval.adapters.adapter import Adapter
+from eval.adapters.options import sampling
 
 LONGEST = 128  # tokens written where a task does not say
 
@@ -22,23 +22,10 @@ def manifest() -> Any:
     return ModelManifest("mm_rwkv7", simple_class_path=f"{__name__}.RWKV7Harness")
 
 
-class RWKV7Harness(lmms):
-    """One `Pipeline`, which reads a task's pictures and sounds before its text. `pretrained`, `device` and `dtype` are
-    those of `Pipeline.from_pretrained`; the batch sizes of the harness are taken and not needed."""
+class RWKV7Harness(Adapter, lmms):
+    """Reads a task's pictures and sounds before its text."""
 
     is_simple = True
-
-    def __init__(
-        self,
-        pretrained: str = "nano",
-        device: str | None = None,
-        dtype: str = "auto",
-        batch_size: Any = None,
-        max_batch_size: Any = None,
-    ) -> None:
-        super().__init__()
-        self.pipeline = Pipeline.from_pretrained(pretrained, place(device), dtype)
-        self.device = self.pipeline.device
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         found = []

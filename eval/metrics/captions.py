@@ -41,7 +41,6 @@ def evaluate(predictions: Mapping[str, str], references: Mapping[str, Sequence[s
     try:
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.meteor.meteor import Meteor
         from pycocoevalcap.rouge.rouge import Rouge
     except ImportError as error:
         raise ValueError(
@@ -57,17 +56,14 @@ def evaluate(predictions: Mapping[str, str], references: Mapping[str, Sequence[s
 
     bleu, _ = Bleu(4).compute_score(known, written, verbose=0)
     cider, each = Cider().compute_score(known, written)
-    found = {f"BLEU-{n}": value for n, value in enumerate(bleu, start=1)}
-    found["METEOR"] = Meteor().compute_score(known, written)[0]
-    found["ROUGE-L"] = Rouge().compute_score(known, written)[0]
-    found["CIDEr-D"] = cider
-    spice = _spice(known, written)
-    if isinstance(spice, float):
-        found["SPICE"] = spice
+    found: dict[str, float | str] = {f"BLEU-{n}": value for n, value in enumerate(bleu, start=1)}
+    meteor, spice = _meteor(known, written), _spice(known, written)
+    found |= {"METEOR": meteor, "ROUGE-L": Rouge().compute_score(known, written)[0], "CIDEr-D": cider, "SPICE": spice}
+    left_out = {name: value for name, value in found.items() if isinstance(value, str)}
     return CaptionScores(
-        metrics={name: 100 * float(value) for name, value in found.items()},
+        metrics={name: 100 * float(value) for name, value in found.items() if name not in left_out},
         per_sample={id: 100 * float(value) for id, value in zip(predictions, each, strict=True)},
-        left_out={"SPICE": spice} if isinstance(spice, str) else {},
+        left_out=left_out,
     )
 
 
@@ -87,6 +83,22 @@ def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return tokenized
 
 
+def _meteor(references: Mapping[str, list[str]], predictions: Mapping[str, list[str]]) -> float | str:
+    """The score, 0 to 1, or why there is none."""
+    from pycocoevalcap.meteor import meteor
+
+    if not (Path(meteor.__file__).parent / meteor.METEOR_JAR).is_file():
+        return (
+            f"{meteor.METEOR_JAR} is not in pycocoevalcap/meteor; pip install --force-reinstall pycocoevalcap brings it"
+        )
+    scorer = meteor.Meteor()
+    try:
+        return float(scorer.compute_score(references, predictions)[0])
+    except (OSError, ValueError) as error:  # the pipe to a program that ended, or what it said instead of a number
+        scorer.lock.release()  # its __del__ waits for the lock
+        return f"its Java program failed: {error}"
+
+
 def _spice(references: Mapping[str, list[str]], predictions: Mapping[str, list[str]]) -> float | str:
     """The score, 0 to 1, or why there is none. pycocoevalcap would download the models itself; evaluation stays off the
     network."""
@@ -100,5 +112,5 @@ def _spice(references: Mapping[str, list[str]], predictions: Mapping[str, list[s
         )
     try:
         return float(spice.Spice().compute_score(references, predictions)[0])
-    except (subprocess.CalledProcessError, OSError) as error:
+    except (subprocess.CalledProcessError, OSError, ValueError) as error:
         return f"its Java program failed: {error}"

@@ -5,6 +5,7 @@ themselves which clips they were scored on.
 """
 
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from eval.task import Mode, Sample, Scores, Task
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mm_rwkv7.listening import Listener
     from mm_rwkv7.pipeline import Pipeline
 
 ORIGIN = "https://research.google.com/audioset/download.html"
@@ -84,13 +86,13 @@ class AudioSet(Task):
 
 
 class Head(AudioSet):
-    """The tagging head's probabilities."""
+    """The tagging head's probabilities: of a model, or of a published tagger."""
 
     name = "audioset"
     variant = "head: the probabilities that the model's tagging head gives to the 527 classes, means over windows"
     mode = Mode.HEAD
 
-    def predict(self, pipeline: "Pipeline", samples: Sequence[Sample]) -> Iterator[list[float]]:
+    def predict(self, pipeline: "Pipeline | Listener", samples: Sequence[Sample]) -> Iterator[list[float]]:
         for sample in samples:
             yield tag(pipeline, sample) if sample.sounds else []
 
@@ -150,15 +152,20 @@ class Embedding(AudioSet):
             yield (directions @ F.normalize(heard - mean, dim=-1)).tolist()
 
 
-def tag(pipeline: "Pipeline", sample: Sample) -> list[float]:
+def tag(pipeline: "Pipeline | Listener", sample: Sample) -> list[float]:
     """The head's probability of each of the sample's choices."""
-    tags = dict(pipeline.tag(open_source(sample.sounds[0]), top=len(sample.choices)))
+    tags = all_tags(pipeline, sample)
     if missing := [name for name in sample.choices if name not in tags]:
         raise ValueError(
             f"the model's tagging head does not know {len(missing)} of AudioSet's {len(sample.choices)} classes, "
             f"{missing[0]!r} among them"
         )
     return [tags[name] for name in sample.choices]
+
+
+def all_tags(pipeline: "Pipeline | Listener", sample: Sample) -> dict[str, float]:
+    """The head's probability of each of its classes."""
+    return dict(pipeline.tag(open_source(sample.sounds[0]), top=sys.maxsize))
 
 
 def class_names(data: Path) -> dict[str, str]:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 from eval.choosing import best, choose
 from eval.files import Record, read_csv, unique
 from eval.task import Mode, Sample, Scores, Task
+from eval.tasks.audioset import all_tags
+from eval.tasks.esc_in_audioset import AUDIOSET
 
 if TYPE_CHECKING:
+    from mm_rwkv7.listening import Listener
     from mm_rwkv7.pipeline import Pipeline
 
 ORIGIN = "https://github.com/karolpiczak/ESC-50"
@@ -98,7 +101,16 @@ class Written(Esc):
         return parse(str(prediction), names)
 
 
-class Likeliest(Esc):
+class Rated(Esc):
+    """The label with the greatest number."""
+
+    def said(self, prediction: Any, names: Sequence[str]) -> str | None:
+        if len(prediction) != len(names):
+            raise ValueError(f"a prediction has {len(prediction)} numbers, expected {len(names)}")
+        return names[best(prediction)]
+
+
+class Likeliest(Rated):
     """The label that is likeliest as an answer."""
 
     mode = Mode.LIKELIHOOD
@@ -106,10 +118,20 @@ class Likeliest(Esc):
     def predict(self, pipeline: "Pipeline", samples: Sequence[Sample]) -> Iterator[list[float]]:
         return choose(pipeline, samples)
 
-    def said(self, prediction: Any, names: Sequence[str]) -> str | None:
-        if len(prediction) != len(names):
-            raise ValueError(f"a prediction has {len(prediction)} numbers, expected {len(names)}")
-        return names[best(prediction)]
+
+class Tagged(Rated):
+    """The label that a tagging head, of a model or of a published tagger, finds likeliest. Most heads know AudioSet's
+    classes, which are not the same: several may be one label (the greatest counts), and three labels are none."""
+
+    mode = Mode.HEAD
+
+    def predict(self, pipeline: "Pipeline | Listener", samples: Sequence[Sample]) -> Iterator[list[float]]:
+        for sample in samples:
+            tags = {words(name): value for name, value in all_tags(pipeline, sample).items()}
+            known = [[tags[name] for name in spellings(label) if name in tags] for label in sample.choices]
+            if not any(known):
+                raise ValueError(f"the model's tagging head knows no class of {self.name}")
+            yield [max(values, default=0.0) for values in known]
 
 
 class Esc50(Written):
@@ -132,6 +154,23 @@ class Esc10Likelihood(Likeliest):
     name = "esc10_likelihood"
     variant = "likelihood: the label that is likeliest as the whole answer"
     esc10 = True
+
+
+class Esc50Head(Tagged):
+    name = "esc50_head"
+    variant = "head: the label whose class, by its own name or one of AudioSet's, the tagging head finds likeliest"
+
+
+class Esc10Head(Tagged):
+    name = "esc10_head"
+    variant = "head: the label whose class, by its own name or one of AudioSet's, the tagging head finds likeliest"
+    esc10 = True
+
+
+def spellings(label: str) -> tuple[str, ...]:
+    """What heads may call a label: ESC-50's and ESC-10's name of it, AudioSet's classes."""
+    names = label, OTHER.get(label, label)
+    return tuple(words(name) for name in (*names, *AUDIOSET.get(names[0], AUDIOSET.get(names[1], ()))))
 
 
 def words(text: str) -> str:

@@ -1,21 +1,16 @@
-"""Generated sounds, from odd seeds: questions with exact answers, by kind. Needs no files."""
+"""Generated sounds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from eval.task import Sample, Scores, Task
-from eval.tasks.scenes import exact_by_kind
+from eval.generated import MADE, Generated
 from mm_rwkv7.synthetic import soundscapes
-
-SOUNDS = 300
 
 
 @dataclass(frozen=True)
 class Played:
-    """The sound of a seed, made when it is wanted."""
+    """The sound of a seed."""
 
     seed: int
 
@@ -24,23 +19,12 @@ class Played:
         return scape.waveform, scape.rate
 
 
-class Soundscapes(Task):
+class Soundscapes(Generated):
     name = "soundscapes"
-    variant = f"soundscapes of the {SOUNDS} odd seeds from 1, exact answers"
-    max_new_tokens = 32
+    variant = f"soundscapes of the {MADE} odd seeds from 1, exact answers"
 
-    def samples(self, data: Path) -> Sequence[Sample]:
-        return [sample for sample, _ in _questions()]
+    def ask(self, seed: int) -> Sequence[tuple[str, str, str]]:
+        return soundscapes.questions(seed)
 
-    def score(self, data: Path, predictions: Mapping[str, Any]) -> Scores:
-        return exact_by_kind(_questions(), predictions)
-
-
-@cache
-def _questions() -> tuple[tuple[Sample, str], ...]:
-    """Every sample with the kind of its question."""
-    return tuple(
-        (Sample(f"{seed}-{number}", question, sounds=(Played(seed),), cluster=str(seed), expected=answer), kind)
-        for seed in range(1, 2 * SOUNDS, 2)
-        for number, (question, answer, kind) in enumerate(soundscapes.questions(seed))
-    )
+    def show(self, seed: int) -> dict[str, Any]:
+        return {"sounds": (Played(seed),)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import random
 from pathlib import Path
 
@@ -9,12 +10,16 @@ import pytest
 import torch
 
 from eval.metrics.audioset import metrics
+from eval.run import Settings, prepare, run
 from eval.tasks.audioset import AudioSet, Embedding, Head, Likelihood
 from mm_rwkv7.audioset import labels
+from mm_rwkv7.listening import open_listener
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from tests import ears
 from tests.eval.clips import write, write_sounds
+from tests.mm_rwkv7.interop import seeded
+from tests.mm_rwkv7.interop.peers import saved
 
 NAMES = labels(527)
 HEADER = (
@@ -81,6 +86,22 @@ def test_the_head_is_the_pipelines(data: Path, pipe: Pipeline) -> None:
     (row,) = Head().predict(pipe, [sample])
     tags = dict(pipe.tag(sample.sounds[0], top=527))
     assert row == [tags[name] for name in NAMES]
+
+
+def test_a_published_tagger_has_a_head_too(data: Path, tmp_path: Path) -> None:
+    listener = open_listener(saved(seeded.audiorwkv(layers=1, classes=527), tmp_path / "audio_model.pth"), "cpu")
+    task, settings = Head(), Settings(limit=2)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "audioset").symlink_to(data)
+    path = run(prepare(task, folder, tmp_path, settings), listener)
+    for line in map(json.loads, path.read_text().splitlines()):
+        (sample,) = [sample for sample in task.samples(data) if sample.id == line["id"]]
+        tags = dict(listener.tag(sample.sounds[0], top=527))
+        assert line["prediction"] == [tags[name] for name in NAMES]
+    known = json.loads((path.parent / "manifest.json").read_text())
+    assert len(known["model"]["fingerprint"]) == 64
+    assert (known["device"], known["dtype"]) == ("cpu", "float32")
 
 
 def test_the_likelihood_is_that_of_the_names_less_that_without_a_sound(data: Path, pipe: Pipeline) -> None:

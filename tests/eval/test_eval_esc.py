@@ -1,14 +1,20 @@
 """ESC-50 and ESC-10: labels from answers, and the mean over five folds."""
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 
-from eval.tasks.esc import Esc10, Esc10Likelihood, Esc50, Esc50Likelihood, parse
+from eval.__main__ import main
+from eval.tasks.esc import Esc10, Esc10Head, Esc10Likelihood, Esc50, Esc50Head, Esc50Likelihood, parse
+from eval.tasks.esc_in_audioset import AUDIOSET
+from mm_rwkv7.audioset import labels
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from tests.eval.clips import write, write_sounds
+from tests.mm_rwkv7.interop import seeded
+from tests.mm_rwkv7.interop.peers import saved
 
 CATEGORIES = ("dog", "chirping_birds", "vacuum_cleaner", "thunderstorm")
 HEADER = "filename,fold,target,category,esc10,src_file,take\n"
@@ -89,6 +95,50 @@ def test_the_likeliest_label(data: Path, listening_model: MMRWKV7) -> None:
     assert scores.metrics["accuracy"] == pytest.approx(50 * sum(sum(rows) / len(rows) for rows in folds))
     with pytest.raises(ValueError, match="a prediction has 2 numbers, expected 1"):
         Esc10Likelihood().score(data, {Esc10Likelihood().samples(data)[0].id: [0.5, 0.5]})
+
+
+class Ears:
+    """Hears the same in every sound."""
+
+    def __init__(self, tags: dict[str, float]) -> None:
+        self.tags = tags
+
+    def tag(self, audio: Path, top: int) -> list[tuple[str, float]]:
+        return list(self.tags.items())[:top]
+
+
+def test_a_head_names_labels_by_any_of_their_classes(data: Path) -> None:
+    samples = Esc50Head().samples(data)[:2]
+    heard = Ears({"Bark": 0.3, "Dog": 0.2, "Chirp, tweet": 0.5, "Vacuum cleaner": 0.1, "Speech": 0.9})
+    assert list(Esc50Head().predict(heard, samples)) == [[0.5, 0.3, 0.0, 0.1]] * 2  # type: ignore[arg-type]
+    (dog, *_) = Esc10Head().samples(data)
+    for own in ("dog", "dog_bark"):  # a head that was trained on these very labels
+        assert list(Esc10Head().predict(Ears({own: 0.7}), [dog])) == [[0.7]]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="knows no class of esc50_head"):
+        list(Esc50Head().predict(Ears({"Speech": 1.0}), samples))  # type: ignore[arg-type]
+
+
+def test_classes_of_labels_are_audiosets() -> None:
+    named = [name for several in AUDIOSET.values() for name in several]
+    assert set(named) <= set(labels(527))
+    assert len(set(named)) == len(named)
+    assert len(AUDIOSET) == 47
+
+
+def test_a_published_tagger_is_evaluated(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(seeded.audiorwkv(layers=1, classes=527), tmp_path / "audio_model.pth")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "esc50").symlink_to(data)
+    ask = ["--data", str(folder), "--out", str(tmp_path), "--model", str(model), "--device", "cpu"]
+    assert main(["--tasks", "esc50_head", *ask, "--limit", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["partial"], found["mode"]) == (3, True, "head")
+    assert main(["run", "--tasks", "esc50_head", *ask, "--limit", "3"]) == 0
+    assert main(["run", "--tasks", "esc50_head,esc50", *ask]) == 2
+    assert main(["run", "--tasks", "esc50", *ask]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert ["limit 3, now None" in errors[0], "is a tagger of sounds" in errors[1]] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,14 @@ def test_every_complaint_names_its_place(tmp_path: Path) -> None:
             ask()
 
 
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    record = files.read_json(saved(tmp_path, '{"whole": "\\ud83d\\ude00", "half": "ab\\ud83d"}'), ORIGIN)
+    assert record["whole"].text() == "\U0001f600"
+    for ask in (record["half"].text, record["half"].name):
+        with pytest.raises(ValueError, match=r"file.json.half: there is half a character \(a surrogate\) at 2"):
+            ask()
+
+
 def test_duplicates_are_refused_with_both_places(tmp_path: Path) -> None:
     rows = files.read_jsonl(saved(tmp_path, '{"id": 1}\n\n{"id": "1"}\n'), ORIGIN)
     with pytest.raises(ValueError, match=r"line 3: '1' was there before, at .*line 1"):

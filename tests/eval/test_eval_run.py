@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -7,12 +8,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
+from PIL import Image
 
 from eval import plan
 from eval.__main__ import main
+from eval.predictions import Log
 from eval.run import Settings, prepare, run
 from eval.score import score
 from eval.task import Mode, Sample, Scores, Task
@@ -120,6 +123,134 @@ def test_foreign_lines_are_not_written_over(
         assert path.read_bytes() == text
 
 
+class Full:
+    """A disk with room for so many bytes more, as a file."""
+
+    def __init__(self, file: BinaryIO, room: int) -> None:
+        self._file, self._room, self._held = file, room, b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: bytes) -> None:
+        self._held += data
+
+    def flush(self) -> None:
+        fits, self._held = self._held[: self._room], self._held[self._room :]
+        self._file.write(fits)
+        self._file.flush()
+        self._room -= len(fits)
+        if self._held:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+
+
+def test_a_full_disk_is_one_line_and_no_loss(
+    unbroken: Path, whole: bytes, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "scenes" / "predictions.jsonl"
+    path.write_bytes(whole[:700])
+    begin = Log.__enter__
+
+    def enter(log: Log) -> Log:
+        log._file = Full(log._file, 300)  # type: ignore[assignment]
+        return begin(log)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Log, "__enter__", enter)
+        assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert error.endswith(f"No space left on device: '{path}'")
+    assert 700 < len(path.read_bytes()) < len(whole)
+    assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 0
+    assert path.read_bytes() == whole
+
+
+def test_an_interrupted_run_says_that_it_goes_on(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Log, "write", interrupt)
+    assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 130
+    assert capsys.readouterr().err.endswith("\ninterrupted; the same command goes on from here\n")
+
+
+def test_a_last_line_torn_anywhere_is_cut_off(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    ids = [json.loads(line)["id"] for line in whole.splitlines()]
+    first = whole.index(b"\n", 200) + 1
+    before = whole[:first].count(b"\n")
+    for end in range(first, whole.index(b"\n", first) + 1):
+        path.write_bytes(whole[:end])
+        with Log(path, ids) as log:
+            assert log.written == before, end
+        assert path.read_bytes() == whole[:first]
+
+
+def test_another_runs_folder_is_refused_before_a_model_is_loaded(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(Pipeline, "from_pretrained", None)
+    assert evaluate("run", tmp_path, *ASK, "--batch", "9") == 2
+    assert "batch 8, now 9" in capsys.readouterr().err
+
+
+def test_no_task_is_asked_before_all_folders_are_right(
+    unbroken: Path, whole: bytes, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = json.loads((unbroken / "scenes" / "manifest.json").read_text())
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({**known, "dtype": "int8"}))
+    both = ("--tasks", "needle,scenes", *ASK[2:], "--model", tiny_checkpoint)
+    assert evaluate("run", tmp_path, *both) == 2
+    assert "dtype 'int8', now 'float32'" in capsys.readouterr().err
+    assert not (tmp_path / "needle" / "predictions.jsonl").exists()
+
+
+def test_shards_of_different_runs_are_not_merged(
+    whole: bytes, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when two machines wrote to folders of their own, which were then put together."""
+    for i in (0, 1):
+        more = ("--model", tiny_checkpoint, "--shard", f"{i}/2", "--seed", "0", "--temperature", i)
+        assert evaluate("run", tmp_path / str(i), *ASK, *more) == 0
+        shutil.copytree(tmp_path / str(i), tmp_path / "both", dirs_exist_ok=True)
+    assert evaluate("merge", tmp_path / "both", "--tasks", "scenes") == 2
+    assert "decoding.temperature 1.0, now 0.0" in capsys.readouterr().err
+    assert not (tmp_path / "both" / "scenes" / "predictions.jsonl").exists()
+
+
+class Shown(Task):
+    """Asks about files."""
+
+    name, variant = "shown", "two pictures"
+
+    def samples(self, data: Path) -> list[Sample]:
+        return [Sample(name, "what?", (data / f"{name}.png",)) for name in ("good", "bad", "worse")]
+
+    def score(self, data: Path, predictions: Mapping[str, Any]) -> Scores:
+        raise NotImplementedError
+
+
+def test_a_broken_picture_is_named_with_its_questions(tiny_model: MMRWKV7, tmp_path: Path) -> None:
+    for name in ("good", "bad", "worse"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "bad.png").write_text("<html>")
+    settings = Settings(batch=2)
+    with pytest.raises(ValueError, match=r"shown, questions 'good' to 'bad': .*bad\.png is not a picture"):
+        run(prepare(Shown(), tmp_path, tmp_path, settings), Pipeline(tiny_model))
+
+
 class Lengths(Task):
     """Asks for numbers, not for a text."""
 
@@ -137,7 +268,7 @@ class Lengths(Task):
 
 def test_a_task_of_another_mode_predicts_by_itself(tiny_model: MMRWKV7, tmp_path: Path) -> None:
     settings = Settings(batch=3)
-    path = run(prepare(Lengths(), Path(), settings), Pipeline(tiny_model), tmp_path, settings)
+    path = run(prepare(Lengths(), Path(), tmp_path, settings), Pipeline(tiny_model))
     assert [json.loads(line)["prediction"] for line in path.read_text().splitlines()] == [[i, -0.5] for i in range(10)]
     assert score(Lengths(), Path(), tmp_path)["metrics"] == {"mean": 4.5}
     path.write_text(path.read_text().replace("-0.5", "1e999"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mm_rwkv7 import answering
+from mm_rwkv7 import generate
 from mm_rwkv7.answering import Asked, answer_many, prefill_rows
 from mm_rwkv7.generate import prefill
 from mm_rwkv7.model import MMRWKV7
@@ -84,7 +84,7 @@ def test_answers_of_unequal_length_end_apart() -> None:
 def test_a_row_of_a_batch_reads_as_the_row_alone(
     tiny_model: MMRWKV7, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering, "PIECE", 7)
+    monkeypatch.setattr(generate, "PIECE", 7)
     generator = torch.Generator().manual_seed(seed)
     lengths = [1, 7, 8, 14, 30]
     ids = torch.randint(1, 200, (len(lengths), max(lengths)), generator=generator)

@@ -29,7 +29,7 @@ def copied(source: Path, target: Path) -> Path:
 
 
 def fingerprint_of(model: MMRWKV7) -> str:
-    return checkpoint.fingerprint(model.config, model.state_dict().items())
+    return checkpoint.fingerprint(model.config.to_json(), model.state_dict().items())
 
 
 def test_a_saved_model_comes_back_exactly(tiny_model: MMRWKV7, tiny_checkpoint: Path) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import random
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,22 @@ def test_strange_line_ends_and_empty_captions_shift_nothing(seed: int) -> None:
         "4": ["", "café ok"],
         "5": [""],
     }, f"seed {seed}"
+
+
+@needs_java
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_others_are_scored_without_meteor(monkeypatch: pytest.MonkeyPatch, broken: bool, tmp_path: Path) -> None:
+    from pycocoevalcap.meteor import meteor
+
+    jar = "gone.jar"
+    if broken:
+        jar = str(tmp_path / "broken.jar")
+        Path(jar).write_bytes(b"no archive")
+    monkeypatch.setattr(meteor, "METEOR_JAR", jar)
+    found = captions.evaluate({id: texts[0] for id, texts in REFERENCES.items()}, REFERENCES)
+    assert "METEOR" not in found.metrics
+    assert ("Java program failed" if broken else "gone.jar is not in pycocoevalcap/meteor") in found.left_out["METEOR"]
+    assert {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D"} <= found.metrics.keys()
 
 
 def test_missing_java_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
