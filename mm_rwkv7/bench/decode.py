@@ -1,13 +1,14 @@
 """Writing one token after another at batch 1, against the bandwidth of memory and other implementations."""
 
 from argparse import ArgumentParser, Namespace
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
 
 from mm_rwkv7.bench.models import Samples, add_model_arguments, bytes_read, timed_in_turns, times_faster
 from mm_rwkv7.bench.roofline import reading_rate
-from mm_rwkv7.bench.timing import milliseconds
+from mm_rwkv7.bench.timing import milliseconds, summary
 from mm_rwkv7.decode import ModuleStepper, Stepper, stepper
 from mm_rwkv7.rwkv7 import RWKV7
 from mm_rwkv7.weights import choose_device
@@ -21,13 +22,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def rows(arguments: Namespace) -> list[dict[str, object]]:
-    """One row per path. `limit_tokens_per_s` is the bandwidth measured in this run over the bytes of all weights but
-    the embedding table, which a step reads once; `share_of_limit` what was reached of it. The logits are computed for
-    every token; choosing one of them is not measured."""
+    """One row per path. `limit_tokens_per_s` is the bandwidth over the bytes of all weights but the embedding table,
+    which a step reads once; `share_of_limit` what was reached of it. The bandwidth moves while others use the memory,
+    so it is measured right before and after every measurement of our paths; a precision's is the median of its own.
+    The logits are computed for every token; choosing one of them is not measured."""
     if arguments.tokens < 1:
         raise ValueError(f"--tokens is {arguments.tokens}, expected 1 or more")
     device = choose_device(arguments.device)
-    bandwidth = reading_rate(device)
+    bandwidths: defaultdict[str, list[float]] = defaultdict(list)
     paths: list[str] = []
 
     def ours(dtype: str, model: RWKV7) -> Samples:
@@ -35,13 +37,14 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
         if dtype != "int8":  # the modules make all of it fp32 again for every token
             made[f"modules {dtype}"] = _sample(ModuleStepper(model), model, arguments.tokens)
         paths.extend(made)
-        return made
+        return {path: _between_readings(sample, device, bandwidths[dtype]) for path, sample in made.items()}
 
     timings, known, models, missing = timed_in_turns(arguments, ours, "decode", arguments.tokens)
-    bandwidth = max(bandwidth, reading_rate(device))  # before and after: another program may have been reading
     found: list[dict[str, object]] = []
     for path, timing in timings.items():
-        limit = bandwidth / bytes_read(models[str(known[path]["dtype"])])
+        dtype = str(known[path]["dtype"])
+        bandwidth = summary([rate / 1e9 for rate in bandwidths[dtype]])
+        limit = bandwidth.median * 1e9 / bytes_read(models[dtype])
         rate = timing.rate(1)
         found.append(
             {
@@ -52,7 +55,7 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
                 **known[path],
                 "ms_per_token": timing.as_dict(),
                 "tokens_per_s": rate.as_dict(),
-                "bandwidth_gb_per_s": round(bandwidth / 1e9, 1),
+                "bandwidth_gb_per_s": bandwidth.as_dict(),
                 "limit_tokens_per_s": round(limit, 1),
                 "share_of_limit": float(f"{rate.median / limit:.3g}"),
                 **times_faster(path, timings, paths),
@@ -77,3 +80,17 @@ def _sample(step: Stepper, model: RWKV7, tokens: int) -> Callable[[], float]:
         return milliseconds(write, device) / tokens
 
     return sample
+
+
+def _between_readings(
+    sample: Callable[[], float], device: torch.device, bandwidths: list[float]
+) -> Callable[[], float]:
+    """The same sample; memory's bytes a second right before and after each go to `bandwidths`."""
+
+    def measured() -> float:
+        before = reading_rate(device)
+        found = sample()
+        bandwidths.extend((before, reading_rate(device)))
+        return found
+
+    return measured
