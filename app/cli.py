@@ -259,23 +259,29 @@ def serve(
         typer.Option(metavar="ORIGIN", help="Fetch pictures from there, such as https://example.com; repeatable."),
     ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Requests worked on at once.")] = 32,
+    states: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep states there as well, for the next process and for others beside it."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Serve OpenAI's interface under /v1, and the web page."""
     if find_spec("prometheus_client") is None:
         raise ValueError("serving needs more packages: pip install 'mm-rwkv7[serve]'")
     from app.api.config import ServerConfig
-    from app.server import check_exposed
+    from app.server import check_exposed, check_folder
     from app.serving import check_address
 
     config = ServerConfig(api_key, page_password or api_key, tuple(fetch_from or ()))
     check_exposed(host, api_key, insecure)
     check_address(host, port)
+    if states is not None:
+        check_folder(states)
     pipeline = _pipeline(model, device, dtype)
     from app.engine import EngineConfig
     from app.server import serve as run
 
-    run(pipeline, host, port, config, EngineConfig(slots))
+    run(pipeline, host, port, config, EngineConfig(slots, folder=states))
 
 
 def doctor(as_json: AsJson = False, debug: Debug = False) -> int:

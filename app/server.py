@@ -3,6 +3,8 @@
 import ipaddress
 import resource
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Response
@@ -39,6 +41,15 @@ def check_exposed(host: str, api_key: str | None, insecure: bool) -> None:
         raise ValueError(
             f"{host} lets other machines in: give --api-key (or MM_RWKV7_API_KEY), or --insecure if anybody may come in"
         )
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder for states. ValueError unless files can be written there."""
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"states cannot be kept in {folder}: {error.strerror}") from error
 
 
 def serve(pipeline: "Pipeline", host: str, port: int, config: ServerConfig, engine_config: "EngineConfig") -> None:

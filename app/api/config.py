@@ -12,7 +12,8 @@ class ServerConfig:
 
     Pictures come as data URIs, or from one of the origins in `fetch_from` ("https://example.com", a port where it is
     not the usual one). A picture has at most `pixels`, a sound lasts at most `sound_s`, and a request holds at most
-    `media` of them. States that clients asked to keep take at most `state_bytes`; the ones used least recently go.
+    `media` of them. States that clients asked to keep take at most `state_bytes` of RAM, and `state_disk_bytes` on disk
+    where the engine has a folder; the ones used least recently go.
     """
 
     api_key: str | None = None
@@ -29,6 +30,7 @@ class ServerConfig:
     answer_tokens: int = 16_384
     answer_s: float = 600.0
     state_bytes: int = 1024 * MB
+    state_disk_bytes: int = 8192 * MB
     readers: int = 4  # requests whose media are decoded at once
 
     def __post_init__(self) -> None:
