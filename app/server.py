@@ -54,26 +54,31 @@ def check_folder(folder: Path) -> None:
 
 def serve(pipeline: "Pipeline", host: str, port: int, config: ServerConfig, engine_config: "EngineConfig") -> None:
     """Serve the interface and the page until interrupted."""
-    import uvicorn
-
-    from app.api.connections import Connection
     from app.engine import Engine
     from app.page import build
 
+    with Engine(pipeline, engine_config) as engine:
+        listen(create(engine, config, build(pipeline)), host, port, pipeline.name)
+
+
+def listen(app: FastAPI, host: str, port: int, what: str) -> None:
+    """Serve an application until interrupted."""
+    import uvicorn
+
+    from app.api.connections import Connection
+
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is a file
-    with Engine(pipeline, engine_config) as engine:
-        app = create(engine, config, build(pipeline))
-        print(f"mm-rwkv7 ({pipeline.name}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
-        uvicorn.run(
-            app,
-            host=host,
-            port=port,
-            http=Connection,
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_S,
-        )
+    print(f"mm-rwkv7 ({what}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        http=Connection,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
 
 
 def create(engine: "Engine", config: ServerConfig, page: "Blocks | None" = None) -> FastAPI:
@@ -128,7 +133,7 @@ def _interface(service: Service) -> FastAPI:
     )
     add_handlers(app)
     at_once = service.engine.config.slots + service.engine.config.max_waiting + MORE
-    app.add_middleware(Guard, config=service.config, at_once=at_once, metrics=service.metrics)
+    app.add_middleware(Guard, config=service.config, at_once=at_once, count=service.metrics.count)
     model = {"id": service.model, "object": "model", "created": service.since, "owned_by": "mm-rwkv7"}
 
     @app.get("/models")
