@@ -34,6 +34,7 @@ from app.options import (
 from app.output import print_json, print_stream, print_tags
 
 if TYPE_CHECKING:
+    from app.api.config import ServerConfig
     from mm_rwkv7.pipeline import Answer, Pipeline
     from mm_rwkv7.sampling import Sampling
 
@@ -263,6 +264,10 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Keep states there as well, for the next process and for others beside it."),
     ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run so many engines under Ray Serve, with --states DIR between them; no page."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Serve OpenAI's interface under /v1, and the web page."""
@@ -277,11 +282,36 @@ def serve(
     check_address(host, port)
     if states is not None:
         check_folder(states)
+    if replicas is not None:
+        _serve_replicas(replicas, model, device, dtype, host, port, config, slots, states)
+        return
     pipeline = _pipeline(model, device, dtype)
     from app.engine import EngineConfig
     from app.server import serve as run
 
     run(pipeline, host, port, config, EngineConfig(slots, folder=states))
+
+
+def _serve_replicas(
+    count: int,
+    model: str,
+    device: str,
+    dtype: str,
+    host: str,
+    port: int,
+    config: "ServerConfig",
+    slots: int,
+    states: Path | None,
+) -> None:
+    if find_spec("ray") is None:
+        raise ValueError("replicas need Ray Serve: pip install 'mm-rwkv7[serve,ray]'")
+    if states is None:
+        raise ValueError("replicas hand states over by a folder that all of them see: give --states DIR")
+    from app.engine import EngineConfig
+    from app.replicas import Opened
+    from app.replicas import serve as run
+
+    run(Opened(model, device, dtype), count, host, port, config, EngineConfig(slots, folder=states.resolve()))
 
 
 def doctor(as_json: AsJson = False, debug: Debug = False) -> int:

@@ -4,6 +4,7 @@ Requests come in by `app.front`, in the process that starts the replicas, and re
 requests go to one replica while that is there, and to the next one on the ring when it is not.
 """
 
+import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -75,6 +76,7 @@ def deploy(opened: Opened, count: int, config: ServerConfig, engine_config: Engi
     from ray import serve
     from ray.serve.config import RequestRouterConfig
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if not ray.is_initialized():
         _connect()
     resources = ray.cluster_resources()

@@ -4,7 +4,6 @@ import json
 import random
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,7 +23,7 @@ AT_ONCE = 64
 
 
 class Replicas:
-    """Two applications; each answer comes from the next one and breaks off after so many messages as `ends` says."""
+    """Applications; each answer comes from the next one and breaks off after so many messages as `ends` says."""
 
     def __init__(self, engines: list[Engine]) -> None:
         self.apps = [server.create(engine, ServerConfig()) for engine in engines]
@@ -33,7 +32,7 @@ class Replicas:
         self.gone = 0
 
     async def __call__(self, sent: Sent, session: str) -> AsyncGenerator[Any, None]:
-        app = self.apps[len(self.calls) % 2]
+        app = self.apps[len(self.calls) % len(self.apps)]
         self.calls.append((sent, session))
         end = self.ends.pop() if self.ends else None
         number = 0
@@ -168,16 +167,18 @@ def test_only_the_key_opens(replicas: Replicas) -> None:
 
 
 def test_who_leaves_in_mid_answer_frees_the_slot(endless_model: Any) -> None:
-    with Engine(Pipeline(endless_model, "endless"), EngineConfig(slots=1)) as engine:
-        with listening(front.create(Replicas([engine] * 2), ServerConfig(), AT_ONCE)) as url:
-            body = {"model": "endless", "messages": ask("Describe"), "stream": True, "max_tokens": 16_000}
-            with sent(url, "chat/completions", body) as connection:
-                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
-                until(lambda: engine.counts.tokens_written, "it writes")
-            until(lambda: engine.counts.cancelled == 1, "the request is cancelled")
+    body = {"model": "endless", "messages": ask("Describe"), "stream": True, "max_tokens": 16_000}
+    with (
+        Engine(Pipeline(endless_model, "endless"), EngineConfig(slots=1)) as engine,
+        listening(front.create(Replicas([engine]), ServerConfig(), AT_ONCE)) as url,
+    ):
+        with sent(url, "chat/completions", body) as connection:
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
+            until(lambda: engine.counts.tokens_written, "it writes")
+        until(lambda: engine.counts.cancelled == 1, "the request is cancelled")
 
 
-def test_an_engine_that_ends_is_a_replica_that_goes(pipeline: Pipeline, endless_model: Any, tmp_path: Path) -> None:
+def test_an_engine_that_ends_is_a_replica_that_goes(endless_model: Any) -> None:
     ending = Pipeline(endless_model, "tiny")
     with Engine(ending, EngineConfig(slots=2)) as other, Engine(ending, EngineConfig(slots=2)) as first:
         replicas = Replicas([first, other])
