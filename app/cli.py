@@ -259,6 +259,11 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Fetch pictures from there, such as https://example.com; repeatable."),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another name that clients may call this server by; repeatable."),
+    ] = None,
+    mcp: Annotated[bool, typer.Option("--mcp", help="Offer tools to other models, at /tools/gradio_api/mcp/.")] = False,
     slots: Annotated[int, typer.Option(min=1, help="Requests worked on at once.")] = 32,
     states: Annotated[
         Path | None,
@@ -274,10 +279,14 @@ def serve(
     if find_spec("prometheus_client") is None:
         raise ValueError("serving needs more packages: pip install 'mm-rwkv7[serve]'")
     from app.api.config import ServerConfig
+    from app.api.hosts import allowed_hosts
     from app.server import check_exposed, check_folder
     from app.serving import check_address
 
-    config = ServerConfig(api_key, page_password or api_key, tuple(fetch_from or ()))
+    if mcp and find_spec("mcp") is None:
+        raise ValueError("--mcp needs more packages: pip install 'mm-rwkv7[serve,mcp]'")
+    hosts = allowed_hosts(host, allow_host or ())
+    config = ServerConfig(api_key, page_password or api_key, tuple(fetch_from or ()), hosts=hosts, tools=mcp)
     check_exposed(host, api_key, insecure)
     check_address(host, port)
     if states is not None:

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.config import ServerConfig
 from app.api.errors import Refused, add_handlers, log
 from app.api.guard import Guard
+from app.api.hosts import HostCheck
 from app.api.service import unless_left
 from app.rerun import END, ENDING, Differs, Gone, Retold
 
@@ -73,6 +74,7 @@ def create(call: Call, config: ServerConfig, at_once: int) -> FastAPI:
         except (Refused, TimeoutError):
             return JSONResponse({"status": "failed"}, 503)
 
+    app.add_middleware(HostCheck, hosts=config.hosts)
     return app
 
 

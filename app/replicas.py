@@ -39,12 +39,12 @@ class Opened:
 
 
 class Replica:
-    """One engine and the same application as `mm-rwkv7 serve` has. The front has looked at the key."""
+    """One engine and the same application as `mm-rwkv7 serve` has. The front has looked at the key and the host."""
 
     def __init__(self, opened: Opened, config: ServerConfig, engine_config: EngineConfig) -> None:
         pipeline = Pipeline.from_pretrained(opened.model, opened.device, opened.dtype)
         self._engine = Engine(pipeline, engine_config)
-        self._app = create(self._engine, replace(config, api_key=None))
+        self._app = create(self._engine, replace(config, api_key=None, hosts=None))
 
     async def answer(self, sent: Sent) -> AsyncGenerator[Message, None]:
         async with aclosing(answers(self._app, sent)) as messages:

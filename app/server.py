@@ -1,6 +1,5 @@
 """The server: OpenAI's interface under /v1, the page at /, health and figures, in one process over one engine."""
 
-import ipaddress
 import resource
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from app.api.config import ServerConfig
 from app.api.embeddings import add_embeddings
 from app.api.errors import ErrorBody, add_handlers
 from app.api.guard import Guard, may_enter, wrong_key
+from app.api.hosts import HostCheck, is_loopback
 from app.api.service import Service
 from app.api.states import add_states
 
@@ -33,11 +33,7 @@ MORE = 32  # requests inside besides those that the engine takes: they are refus
 
 def check_exposed(host: str, api_key: str | None, insecure: bool) -> None:
     """ValueError for an address that other machines reach, without a key, unless that is meant."""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not (loopback or api_key or insecure):
+    if not (is_loopback(host) or api_key or insecure):
         raise ValueError(
             f"{host} lets other machines in: give --api-key (or MM_RWKV7_API_KEY), or --insecure if anybody may come in"
         )
@@ -98,8 +94,13 @@ def create(engine: "Engine", config: ServerConfig, page: "Blocks | None" = None)
             return wrong_key().response
         return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    if config.tools:
+        from app.tools import add_tools
+
+        add_tools(app, engine, config, _at_once(service), service.metrics.count)
     if page is not None:
         _mount(app, page, config.page_password)
+    app.add_middleware(HostCheck, hosts=config.hosts)
     return app
 
 
@@ -119,9 +120,14 @@ def _mount(app: FastAPI, page: "Blocks", password: str | None) -> None:
         max_file_size=LARGEST_UPLOAD,
         ssr_mode=False,
         run_history=False,
+        mcp_server=False,  # its handlers are no tools
         theme=theme(),
         css=CSS,
     )
+
+
+def _at_once(service: Service) -> int:
+    return service.engine.config.slots + service.engine.config.max_waiting + MORE
 
 
 def _interface(service: Service) -> FastAPI:
@@ -132,8 +138,7 @@ def _interface(service: Service) -> FastAPI:
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     add_handlers(app)
-    at_once = service.engine.config.slots + service.engine.config.max_waiting + MORE
-    app.add_middleware(Guard, config=service.config, at_once=at_once, count=service.metrics.count)
+    app.add_middleware(Guard, config=service.config, at_once=_at_once(service), count=service.metrics.count)
     model = {"id": service.model, "object": "model", "created": service.since, "owned_by": "mm-rwkv7"}
 
     @app.get("/models")

@@ -1,5 +1,6 @@
 """What the server refuses, and how it says so: hostile media, wrong bodies, wrong keys, impatience."""
 
+import asyncio
 import io
 import json
 import random
@@ -18,9 +19,10 @@ import pytest
 import soundfile
 
 from app.api.config import ServerConfig
+from app.api.hosts import allowed_hosts
 from app.cli import main
 from app.engine import Engine, EngineConfig
-from app.server import check_exposed
+from app.server import check_exposed, create
 from mm_rwkv7.pipeline import Pipeline
 from tests.app.servers import JSON, ask, audio, client_of, error_of, image, image_at, png, post, served, wav
 
@@ -321,3 +323,47 @@ def _anything(rng: random.Random) -> Any:
     huge = [1 << 62, -1, 1e308, float("nan"), float("inf"), 10**400]
     plain = [None, True, 0, 1, -0.5, "", "listening", "\udfff", [], {}, [[]], {"type": "text"}, [None], "a" * 5000]
     return rng.choice(huge + plain)
+
+
+@pytest.mark.parametrize(
+    ("bound", "more", "named", "fine"),
+    [
+        ("127.0.0.1", [], "127.0.0.1:8000", True),
+        ("127.0.0.1", [], "localhost:8000", True),
+        ("127.0.0.1", [], "LOCALHOST", True),
+        ("127.0.0.1", [], "127.1.2.3", True),
+        ("::1", [], "[::1]:8000", True),
+        ("::1", [], "[::1]", True),
+        ("127.0.0.1", [], "evil.example:8000", False),
+        ("127.0.0.1", [], "127.0.0.1.evil.example", False),
+        ("127.0.0.1", [], "evil.example:127.0.0.1", False),
+        ("127.0.0.1", [], "", False),
+        ("127.0.0.1", [], "192.168.0.7", False),
+        ("127.0.0.1", ["Mine.example"], "mine.example:443", True),
+        ("127.0.0.1", ["mine.example"], "evil.example", False),
+        ("0.0.0.0", [], "anything.example", True),
+        ("0.0.0.0", ["mine.example"], "evil.example", False),
+        ("0.0.0.0", ["mine.example"], "mine.example", True),
+    ],
+)
+def test_a_server_is_called_by_its_own_names(
+    engine: Engine, bound: str, more: list[str], named: str, fine: bool
+) -> None:
+    app = create(engine, ServerConfig(hosts=allowed_hosts(bound, more)))
+
+    async def asked(path: str) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return await client.get(path, headers={"Host": named})
+
+    for path in ("/v1/models", "/healthz", "/metrics"):
+        response = asyncio.run(asked(path))
+        assert response.status_code == (200 if fine else 421)
+        if not fine:
+            assert error_of(response)["code"] == "wrong_host"
+
+
+def test_no_other_origin_may_read_answers(url: str) -> None:
+    headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    asked = httpx.options(f"{url}/v1/chat/completions", headers=headers)
+    found = httpx.get(f"{url}/v1/models", headers=headers)
+    assert not [name for name in (*asked.headers, *found.headers) if name.startswith("access-control")]
