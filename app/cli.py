@@ -195,8 +195,10 @@ def chat(
     state = None
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
-        question = sys.stdin.readline().strip()
-        if not question:
+        line = sys.stdin.readline()
+        if not (question := line.strip()):
+            if not line:  # the end of the input, which has written no line's end after the prompt
+                print(file=sys.stderr)
             return
         stream = pipeline.stream(user_message(question, parts), sampling, state)
         print_stream(stream)
