@@ -4,8 +4,11 @@ import asyncio
 import io
 import json
 import random
+import resource
 import socket
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -53,6 +56,14 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + crc + png()[33:]
 
 
+def text_bomb() -> bytes:
+    """A small PNG with a comment that unpacks to 64 MB."""
+    chunk = b"zTXt" + b"Comment\0\0" + zlib.compress(bytes(64 << 20), 9)
+    whole = png()
+    packed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return whole[:33] + packed + whole[33:]
+
+
 def silence(seconds: int) -> bytes:
     """A FLAC file a thousand times smaller than its samples."""
     buffer = io.BytesIO()
@@ -77,6 +88,7 @@ def test_what_is_allowed_passes(url: str) -> None:
         (image(b"%PDF-1.4\n" + png()), "said to be image/png and is not"),
         (image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "said to be image/png and is not"),
         (image(b"<html>" + png(), "text/html"), "expected one of image/png"),
+        (image(text_bomb()), "said to be image/png and is not"),
         (image(png()[:60]), "broken or cut short"),
         (image(b""), "empty"),
         (image_at("data:image/png," + "a" * 9), "not in base64"),
@@ -241,6 +253,43 @@ def test_who_asks_for_nothing_is_let_go(engine: Engine, monkeypatch: pytest.Monk
         assert [connection.recv(1) for connection in idle] == [b""] * 100
         for connection in idle:
             connection.close()
+
+
+IDLE = """
+import resource, socket, sys
+port, many = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (many + 100,) * 2)
+idle = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(many)]
+for connection in idle[::3]:
+    connection.sendall(b"POST /v1/chat/completions HTTP/1.1\\r\\nHost: x\\r\\n")  # and no more
+print("open", flush=True)
+sys.stdin.read()
+for connection in idle:
+    connection.sendall(b"x")  # fails if it was closed
+"""
+
+
+@pytest.mark.slow
+def test_ten_thousand_idle_connections_keep_nobody_out(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = 10_000
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] < many + 1000:
+        pytest.skip(f"this machine lets a process have {before[1]} files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    monkeypatch.setattr("app.api.connections.PATIENCE_S", 600.0)
+    try:
+        with served(engine) as url:
+            command = [sys.executable, "-c", IDLE, url.rpartition(":")[2], str(many)]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as idle:
+                assert idle.stdin is not None
+                assert idle.stdout is not None
+                assert idle.stdout.readline() == "open\n"
+                assert chat(url).status_code == 200
+                assert httpx.get(f"{url}/healthz").status_code == 200
+                idle.stdin.close()
+            assert idle.returncode == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.mark.parametrize(
