@@ -112,13 +112,7 @@ def _connect() -> None:
         ray.init(**quiet)
         return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is told to others
-    ray.init(
-        "local",
-        object_store_memory=OBJECT_STORE,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",  # nobody else gets in
-        **quiet,
-    )
+    ray.init("local", object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
 
 
 def caller(handle: "DeploymentHandle[Any]") -> Call:

@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -319,6 +320,26 @@ def test_the_command_refuses_to_be_exposed(capsys: pytest.CaptureFixture[str]) -
     assert "--insecure" in capsys.readouterr().err
     assert main(["serve", "--fetch-from", "example.com"]) == 2
     assert "is no origin" in capsys.readouterr().err
+
+
+def test_the_command_says_what_an_option_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    (tmp_path / "file").write_text("")
+    missing = {"ray", "mcp"}
+    monkeypatch.setattr("app.cli.find_spec", lambda name: None if name in missing else name)
+    for options, told in (
+        (["--mcp"], "mm-rwkv7[serve,mcp]"),
+        (["--replicas", "2", "--states", str(tmp_path)], "mm-rwkv7[serve,ray]"),
+        (["--states", str(tmp_path / "file")], "states cannot be kept in"),
+    ):
+        assert main(["serve", "--port", port, *options]) == 2
+        assert told in capsys.readouterr().err
+    missing.clear()
+    assert main(["serve", "--port", port, "--replicas", "2"]) == 2
+    assert "give --states DIR" in capsys.readouterr().err
 
 
 def test_bodies_at_random_never_break_it(url: str, engine: Engine, seed: int) -> None:
