@@ -54,7 +54,7 @@ def create(call: Call, config: ServerConfig, at_once: int) -> FastAPI:
     app = FastAPI(title="mm-rwkv7", docs_url=None, redoc_url=None, openapi_url=None)
     interface = FastAPI(title="mm-rwkv7", docs_url=None, redoc_url=None, openapi_url=None)
     add_handlers(interface)
-    interface.add_middleware(Guard, config=config, at_once=at_once, count=_uncounted)
+    interface.add_middleware(Guard, config=config, at_once=at_once, metrics=None)
     app.mount("/v1", interface)
 
     @interface.api_route("/{path:path}", methods=METHODS)
@@ -118,10 +118,6 @@ def _scope(sent: Sent) -> dict[str, Any]:
         "client": None,
         "server": None,
     }
-
-
-def _uncounted(route: str, status: int) -> None:
-    """The replicas count."""
 
 
 def _prepared(sent: Sent, session: str) -> tuple[Sent, str]:

@@ -97,7 +97,7 @@ def create(engine: "Engine", config: ServerConfig, page: "Blocks | None" = None)
     if config.tools:
         from app.tools import add_tools
 
-        add_tools(app, engine, config, _at_once(service), service.metrics.count)
+        add_tools(app, engine, config, _at_once(service), service.metrics)
     if page is not None:
         _mount(app, page, config.page_password)
     app.add_middleware(HostCheck, hosts=config.hosts)
@@ -138,7 +138,7 @@ def _interface(service: Service) -> FastAPI:
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     add_handlers(app)
-    app.add_middleware(Guard, config=service.config, at_once=_at_once(service), count=service.metrics.count)
+    app.add_middleware(Guard, config=service.config, at_once=_at_once(service), metrics=service.metrics)
     model = {"id": service.model, "object": "model", "created": service.since, "owned_by": "mm-rwkv7"}
 
     @app.get("/models")

@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.config import ServerConfig
 from app.api.errors import Refused, refusals
-from app.api.guard import Count, Guard
+from app.api.guard import Guard
 from app.api.media import SOUNDS, picture, sound
+from app.api.metrics import Metrics
 from app.engine import Engine
 from app.requests import Request
 from mm_rwkv7.sampling import Sampling
@@ -103,20 +104,20 @@ class Tools:
             raise gr.Error(error.message, print_exception=False) from None
 
 
-def add_tools(app: FastAPI, engine: Engine, config: ServerConfig, at_once: int, count: Count) -> None:
+def add_tools(app: FastAPI, engine: Engine, config: ServerConfig, at_once: int, metrics: Metrics) -> None:
     """Mount the tools, behind the interface's key and bounds. Before the page, which takes every path."""
     with gr.Blocks(title="mm-rwkv7 tools", analytics_enabled=False) as blocks:
         for tool in Tools(engine, config).offered:
             gr.api(tool, api_name=tool.__name__, queue=False)
     gr.mount_gradio_app(app, blocks, path=PATH, mcp_server=True, show_error=True, ssr_mode=False, run_history=False)
-    app.add_middleware(_GuardedTools, config=config, at_once=at_once, count=count)
+    app.add_middleware(_GuardedTools, config=config, at_once=at_once, metrics=metrics)
 
 
 class _GuardedTools:
     """The interface's guard before the tools alone."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, at_once: int, count: Count) -> None:
-        self._app, self._guarded = app, Guard(app, config, at_once, count)
+    def __init__(self, app: ASGIApp, config: ServerConfig, at_once: int, metrics: Metrics) -> None:
+        self._app, self._guarded = app, Guard(app, config, at_once, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         inside = scope["type"] != "lifespan" and (scope["path"] == PATH or scope["path"].startswith(f"{PATH}/"))
