@@ -112,7 +112,6 @@ def _connect() -> None:
         ray.init(**quiet)
         return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is told to others
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # its ports are open to other machines
     ray.init("local", object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
 
 

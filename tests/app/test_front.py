@@ -81,6 +81,12 @@ def streamed(client: openai.OpenAI, **fields: Any) -> tuple[list[str], list[str]
     return texts, ids
 
 
+def written(client: openai.OpenAI, **fields: Any) -> tuple[list[str], list[str]]:
+    """The same of an answer in one piece."""
+    answer = client.chat.completions.create(model="tiny", **fields)
+    return [choice.message.content or "" for choice in answer.choices], [answer.id]
+
+
 def test_answers_that_break_off_are_told_to_their_end(
     client: openai.OpenAI, replicas: Replicas, pipeline: Pipeline, seed: int
 ) -> None:
@@ -178,12 +184,13 @@ def test_who_leaves_in_mid_answer_frees_the_slot(endless_model: Any) -> None:
         until(lambda: engine.counts.cancelled == 1, "the request is cancelled")
 
 
-def test_an_engine_that_ends_is_a_replica_that_goes(endless_model: Any) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_engine_that_ends_is_a_replica_that_goes(endless_model: Any, stream: bool) -> None:
     ending = Pipeline(endless_model, "tiny")
     with Engine(ending, EngineConfig(slots=2)) as other, Engine(ending, EngineConfig(slots=2)) as first:
         replicas = Replicas([first, other])
         with listening(front.create(replicas, ServerConfig(), AT_ONCE)) as url, ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(streamed, client_of(url), messages=ask("Describe"))
+            asked = pool.submit(streamed if stream else written, client_of(url), messages=ask("Describe"))
             until(lambda: first.counts.tokens_written > 20, "it writes")
             first.close()
             texts, _ = asked.result()
