@@ -165,7 +165,7 @@ def test_other_routes_pass_and_end_in_an_error_where_nobody_answers(url: str, re
 
 def test_only_the_key_opens(replicas: Replicas) -> None:
     with listening(
-        front.create(replicas, ServerConfig(api_key="a secret"), AT_ONCE)
+        front.create(replicas, ServerConfig(api_key="a secret"), AT_ONCE)  # pragma: allowlist secret
     ) as url:  # pragma: allowlist secret
         assert error_of(httpx.get(f"{url}/v1/models"))["code"] == "invalid_api_key"
         assert client_of(url, "a secret").models.list().data
