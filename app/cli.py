@@ -34,6 +34,7 @@ from app.options import (
 from app.output import print_json, print_stream, print_tags
 
 if TYPE_CHECKING:
+    from app.api.config import ServerConfig
     from mm_rwkv7.pipeline import Answer, Pipeline
     from mm_rwkv7.sampling import Sampling
 
@@ -194,8 +195,10 @@ def chat(
     state = None
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
-        question = sys.stdin.readline().strip()
-        if not question:
+        line = sys.stdin.readline()
+        if not (question := line.strip()):
+            if not line:  # the end of the input, which has written no line's end after the prompt
+                print(file=sys.stderr)
             return
         stream = pipeline.stream(user_message(question, parts), sampling, state)
         print_stream(stream)
@@ -258,24 +261,68 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Fetch pictures from there, such as https://example.com; repeatable."),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another name that clients may call this server by; repeatable."),
+    ] = None,
+    mcp: Annotated[bool, typer.Option("--mcp", help="Offer tools to other models, at /tools/gradio_api/mcp/.")] = False,
     slots: Annotated[int, typer.Option(min=1, help="Requests worked on at once.")] = 32,
+    states: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep states there as well, for the next process and for others beside it."),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run so many engines under Ray Serve, with --states DIR between them; no page."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Serve OpenAI's interface under /v1, and the web page."""
     if find_spec("prometheus_client") is None:
         raise ValueError("serving needs more packages: pip install 'mm-rwkv7[serve]'")
     from app.api.config import ServerConfig
-    from app.server import check_exposed
+    from app.api.hosts import allowed_hosts
+    from app.server import check_exposed, check_folder
     from app.serving import check_address
 
-    config = ServerConfig(api_key, page_password or api_key, tuple(fetch_from or ()))
+    if mcp and find_spec("mcp") is None:
+        raise ValueError("--mcp needs more packages: pip install 'mm-rwkv7[serve,mcp]'")
+    hosts = allowed_hosts(host, allow_host or ())
+    config = ServerConfig(api_key, page_password or api_key, tuple(fetch_from or ()), hosts=hosts, tools=mcp)
     check_exposed(host, api_key, insecure)
     check_address(host, port)
+    if states is not None:
+        check_folder(states)
+    if replicas is not None:
+        _serve_replicas(replicas, model, device, dtype, host, port, config, slots, states)
+        return
     pipeline = _pipeline(model, device, dtype)
     from app.engine import EngineConfig
     from app.server import serve as run
 
-    run(pipeline, host, port, config, EngineConfig(slots))
+    run(pipeline, host, port, config, EngineConfig(slots, folder=states))
+
+
+def _serve_replicas(
+    count: int,
+    model: str,
+    device: str,
+    dtype: str,
+    host: str,
+    port: int,
+    config: "ServerConfig",
+    slots: int,
+    states: Path | None,
+) -> None:
+    if find_spec("ray") is None:
+        raise ValueError("replicas need Ray Serve: pip install 'mm-rwkv7[serve,ray]'")
+    if states is None:
+        raise ValueError("replicas hand states over by a folder that all of them see: give --states DIR")
+    from app.engine import EngineConfig
+    from app.replicas import Opened
+    from app.replicas import serve as run
+
+    run(Opened(model, device, dtype), count, host, port, config, EngineConfig(slots, folder=states.resolve()))
 
 
 def doctor(as_json: AsJson = False, debug: Debug = False) -> int:

@@ -376,7 +376,7 @@ class Engine:
         if prompt.places and row.read:
             said = prompt.said.copy()
             said.read(row.read)
-            self.states.keep(said.key, state)
+            self.states.keep(said.key, state, through=True)
         media, lasted = prompt.media_tokens, now - row.began
         timings = Timings(
             self.pipeline.load_s,

@@ -1,8 +1,9 @@
 """The server: OpenAI's interface under /v1, the page at /, health and figures, in one process over one engine."""
 
-import ipaddress
 import resource
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Response
@@ -15,6 +16,7 @@ from app.api.config import ServerConfig
 from app.api.embeddings import add_embeddings
 from app.api.errors import ErrorBody, add_handlers
 from app.api.guard import Guard, may_enter, wrong_key
+from app.api.hosts import HostCheck, is_loopback
 from app.api.service import Service
 from app.api.states import add_states
 
@@ -31,38 +33,48 @@ MORE = 32  # requests inside besides those that the engine takes: they are refus
 
 def check_exposed(host: str, api_key: str | None, insecure: bool) -> None:
     """ValueError for an address that other machines reach, without a key, unless that is meant."""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not (loopback or api_key or insecure):
+    if not (is_loopback(host) or api_key or insecure):
         raise ValueError(
             f"{host} lets other machines in: give --api-key (or MM_RWKV7_API_KEY), or --insecure if anybody may come in"
         )
 
 
+def check_folder(folder: Path) -> None:
+    """Make the folder for states. ValueError unless files can be written there."""
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"states cannot be kept in {folder}: {error.strerror}") from error
+
+
 def serve(pipeline: "Pipeline", host: str, port: int, config: ServerConfig, engine_config: "EngineConfig") -> None:
     """Serve the interface and the page until interrupted."""
-    import uvicorn
-
-    from app.api.connections import Connection
     from app.engine import Engine
     from app.page import build
 
+    with Engine(pipeline, engine_config) as engine:
+        listen(create(engine, config, build(pipeline)), host, port, pipeline.name)
+
+
+def listen(app: FastAPI, host: str, port: int, what: str) -> None:
+    """Serve an application until interrupted."""
+    import uvicorn
+
+    from app.api.connections import Connection
+
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is a file
-    with Engine(pipeline, engine_config) as engine:
-        app = create(engine, config, build(pipeline))
-        print(f"mm-rwkv7 ({pipeline.name}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
-        uvicorn.run(
-            app,
-            host=host,
-            port=port,
-            http=Connection,
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_S,
-        )
+    print(f"mm-rwkv7 ({what}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        http=Connection,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
 
 
 def create(engine: "Engine", config: ServerConfig, page: "Blocks | None" = None) -> FastAPI:
@@ -82,8 +94,13 @@ def create(engine: "Engine", config: ServerConfig, page: "Blocks | None" = None)
             return wrong_key().response
         return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    if config.tools:
+        from app.tools import add_tools
+
+        add_tools(app, engine, config, _at_once(service), service.metrics)
     if page is not None:
         _mount(app, page, config.page_password)
+    app.add_middleware(HostCheck, hosts=config.hosts)
     return app
 
 
@@ -103,9 +120,14 @@ def _mount(app: FastAPI, page: "Blocks", password: str | None) -> None:
         max_file_size=LARGEST_UPLOAD,
         ssr_mode=False,
         run_history=False,
+        mcp_server=False,  # its handlers are no tools
         theme=theme(),
         css=CSS,
     )
+
+
+def _at_once(service: Service) -> int:
+    return service.engine.config.slots + service.engine.config.max_waiting + MORE
 
 
 def _interface(service: Service) -> FastAPI:
@@ -116,8 +138,7 @@ def _interface(service: Service) -> FastAPI:
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     add_handlers(app)
-    at_once = service.engine.config.slots + service.engine.config.max_waiting + MORE
-    app.add_middleware(Guard, config=service.config, at_once=at_once, metrics=service.metrics)
+    app.add_middleware(Guard, config=service.config, at_once=_at_once(service), metrics=service.metrics)
     model = {"id": service.model, "object": "model", "created": service.since, "owned_by": "mm-rwkv7"}
 
     @app.get("/models")

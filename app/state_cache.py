@@ -35,8 +35,8 @@ class Known:
 
 class StateCache:
     """`find` and `keep` by key (see `prompts`), from any thread. What the device's bound drops goes to RAM, what RAM's
-    bound drops is written to `folder`, as state files that later processes find again. A model on the CPU has RAM and
-    disk only. The bounds are bytes; without a folder nothing is written.
+    bound drops is written to `folder`, as state files that other processes, at the same time or later, find there. A
+    model on the CPU has RAM and disk only. The bounds are bytes; without a folder nothing is written.
     """
 
     def __init__(
@@ -73,8 +73,12 @@ class StateCache:
             self._insert(key, found, 0)
         return found
 
-    def keep(self, key: bytes, state: State, hidden: Tensor | None = None) -> None:
+    def keep(self, key: bytes, state: State, hidden: Tensor | None = None, through: bool = False) -> None:
+        """`through`: write it to the folder as well, without waiting for that, so that it outlives a process that is
+        killed."""
         self._insert(key, Known(state, hidden), 0)
+        if through and self._disk is not None:
+            self._disk.write(key, state)
 
     def warm(self, keys: Iterable[bytes], model: str) -> None:
         """Bring the first of `keys` that is anywhere into memory. This may read a file."""
@@ -114,14 +118,15 @@ class StateCache:
 
 
 class _Disk:
-    """State files named by their keys. Written by a thread of its own, since a model should not wait for a disk."""
+    """State files named by their keys. Written by a thread of its own, since a model should not wait for a disk. Other
+    processes may write and remove files in the same folder; each bounds those that it knows."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._files = ByteBound[Path](limit)
         self._lock = threading.Lock()
-        for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime):
+        for path in sorted(folder.glob("*.safetensors"), key=_written):
             if len(path.stem) == 2 * KEY_BYTES and set(path.stem) <= set("0123456789abcdef"):
                 self._note(path)
         self._waiting: SimpleQueue[tuple[bytes, State] | None] = SimpleQueue()
@@ -129,17 +134,23 @@ class _Disk:
         self._thread.start()
 
     def read(self, key: bytes, model: str) -> State | None:
+        path = self._path(key)
         with self._lock:
-            path = self._files.get(key)
-        if path is None:
+            known = self._files.get(key) is not None
+        if not path.exists():  # not written yet, or removed by another process
+            with self._lock:
+                self._files.pop(key)
             return None
         try:
-            return State.load(path, model)
+            state = State.load(path, model)
         except ValueError:  # another model's, or damaged: as good as none
             with self._lock:
                 self._files.pop(key)
             path.unlink(missing_ok=True)
             return None
+        if not known:
+            self._note(path)
+        return state
 
     def write(self, key: bytes, state: State) -> None:
         with self._lock:
@@ -154,14 +165,29 @@ class _Disk:
     def _write_all(self) -> None:
         while (job := self._waiting.get()) is not None:
             key, state = job
-            path = self._folder / f"{key.hex()}.safetensors"
+            path = self._path(key)
             try:
                 state.save(path)
             except OSError:  # a full disk: what was read will be read again
                 continue
             self._note(path)
 
+    def _path(self, key: bytes) -> Path:
+        return self._folder / f"{key.hex()}.safetensors"
+
     def _note(self, path: Path) -> None:
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:  # another process removed it
+            return
         with self._lock:
-            for _, gone in self._files.put(bytes.fromhex(path.stem), path, path.stat().st_size):
+            for _, gone in self._files.put(bytes.fromhex(path.stem), path, size):
                 gone.unlink(missing_ok=True)
+
+
+def _written(path: Path) -> float:
+    """When a file was; 0 for one that another process has just removed."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

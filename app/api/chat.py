@@ -38,14 +38,14 @@ def add_chat(app: FastAPI, service: Service) -> None:
         if body.max_completion_tokens is None and body.max_tokens == 0:
             raise Refused(400, "max_tokens is 0, expected at least 1", "max_tokens")
         body.check(service.config.choices, most, service.config.answer_tokens)
-        state = service.states.get(body.state)
+        state = await service.states.get(body.state)
         makers = [_Maker(service, body, most, state, choice) for choice in range(body.n or 1)]
         writing = Writing(service, makers, own_state=state is not None)
         await unless_left(http, writing.begin(len(makers)))
         answer = _Chat(service, body)
         if body.stream:
             return EventStream(writing, answer.events(writing))
-        return JSONResponse(answer.whole(await unless_left(http, writing.choices())))
+        return JSONResponse(await answer.whole(await unless_left(http, writing.choices())))
 
 
 class _Maker:
@@ -72,14 +72,14 @@ class _Chat:
         self._service, self._body = service, body
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.model}
 
-    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+    async def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         told = [
             {
                 "index": i,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
                 "logprobs": self._logprobs(choice.scores),
                 "finish_reason": choice.finish_reason,
-                **self._kept(choice.answer.state),
+                **await self._kept(choice.answer.state),
             }
             for i, choice in enumerate(choices)
         ]
@@ -98,7 +98,7 @@ class _Chat:
                 yield self._chunk(told.choice, {"content": told.text}, told)
             if told.answer is not None:
                 answers.append(told.answer)
-                yield self._chunk(told.choice, {}, told)
+                yield self._chunk(told.choice, {}, told, await self._kept(told.answer.state))
         if self._counts:
             yield {**self._chunk(0, {}), "choices": [], "usage": usage(read_by(answers[0]), answers)}
 
@@ -107,20 +107,22 @@ class _Chat:
         options = self._body.stream_options
         return options is not None and options.include_usage
 
-    def _chunk(self, index: int, delta: dict[str, Any], told: Told | None = None) -> dict[str, Any]:
+    def _chunk(
+        self, index: int, delta: dict[str, Any], told: Told | None = None, kept: dict[str, str] | None = None
+    ) -> dict[str, Any]:
         end = told.answer if told is not None and not delta else None
         choice = {
             "index": index,
             "delta": delta,
             "logprobs": self._logprobs(told.scores) if told is not None and delta else None,
             "finish_reason": None if end is None else finish_reason(end),
-            **({} if end is None else self._kept(end.state)),
+            **(kept or {}),
         }
         counts = {"usage": None} if self._counts else {}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **counts}
 
-    def _kept(self, state: State) -> dict[str, str]:
-        return {"state": self._service.states.keep(state).id} if self._body.keep_state else {}
+    async def _kept(self, state: State) -> dict[str, str]:
+        return {"state": (await self._service.states.keep(state)).id} if self._body.keep_state else {}
 
     def _logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
         if not self._body.logprobs:

@@ -47,7 +47,7 @@ def add_completions(app: FastAPI, service: Service) -> None:
             raise Refused(400, "max_tokens is 0 without echo, so there is nothing to answer", "max_tokens")
         if body.stream and (body.echo or not most):
             raise Refused(400, "echo is not streamed", "stream", "unsupported")
-        state = service.states.get(body.state)
+        state = await service.states.get(body.state)
         prompts = await unless_left(http, _prompts(service, body, state))
         completion = _Completion(service, body, prompts)
         if not most:
@@ -57,7 +57,7 @@ def add_completions(app: FastAPI, service: Service) -> None:
         await unless_left(http, writing.begin(n))
         if body.stream:
             return EventStream(writing, completion.events(writing))
-        return JSONResponse(completion.whole(await unless_left(http, writing.choices())))
+        return JSONResponse(await completion.whole(await unless_left(http, writing.choices())))
 
 
 def several(given: str | list[str] | Ids | list[Ids], most: int, param: str) -> list[str | Ids]:
@@ -131,13 +131,13 @@ class _Completion:
         ]
         return {**self._head, "choices": choices, "usage": self._usage(0)}
 
-    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+    async def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         told = []
         for i, choice in enumerate(choices):
             prompt = self._prompts[i // (self._body.n or 1)]
             scores = [*prompt.scores, *choice.scores]
             one = self._choice(i, prompt.text + choice.text, scores, choice.finish_reason, len(prompt.scores) and 1)
-            told.append({**one, **self._kept(choice.answer.state)})
+            told.append({**one, **await self._kept(choice.answer.state)})
         written = sum(choice.answer.usage.completion_tokens for choice in choices)
         return {**self._head, "choices": told, "usage": self._usage(written)}
 
@@ -151,7 +151,7 @@ class _Completion:
             reason, kept = None, {}
             if told.answer is not None:
                 written += told.answer.usage.completion_tokens
-                reason, kept = finish_reason(told.answer), self._kept(told.answer.state)
+                reason, kept = finish_reason(told.answer), await self._kept(told.answer.state)
             choice = self._choice(told.choice, told.text, told.scores, reason, 0, offsets[told.choice])
             offsets[told.choice] += len(told.text)
             yield {**self._head, "choices": [{**choice, **kept}], **more}
@@ -164,8 +164,8 @@ class _Completion:
         logprobs = None if self._body.logprobs is None else _logprobs(scores, unscored, offset)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _kept(self, state: State) -> dict[str, str]:
-        return {"state": self._service.states.keep(state).id} if self._body.keep_state else {}
+    async def _kept(self, state: State) -> dict[str, str]:
+        return {"state": (await self._service.states.keep(state)).id} if self._body.keep_state else {}
 
     def _usage(self, written: int) -> dict[str, int]:
         read = sum(len(prompt.ids) for prompt in self._prompts)

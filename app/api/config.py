@@ -12,12 +12,16 @@ class ServerConfig:
 
     Pictures come as data URIs, or from one of the origins in `fetch_from` ("https://example.com", a port where it is
     not the usual one). A picture has at most `pixels`, a sound lasts at most `sound_s`, and a request holds at most
-    `media` of them. States that clients asked to keep take at most `state_bytes`; the ones used least recently go.
+    `media` of them. States that clients asked to keep take at most `state_bytes` of RAM, and `state_disk_bytes` on disk
+    where the engine has a folder; the ones used least recently go. Clients must call the server by one of `hosts` or by
+    a name of this machine's alone, unless it is None. With `tools` other models are served by the MCP.
     """
 
     api_key: str | None = None
     page_password: str | None = None
     fetch_from: tuple[str, ...] = ()
+    hosts: tuple[str, ...] | None = None
+    tools: bool = False
     body_bytes: int = 48 * MB
     body_s: float = 60.0  # for a request to arrive in full
     send_s: float = 60.0  # for a client to take what it was sent
@@ -29,6 +33,7 @@ class ServerConfig:
     answer_tokens: int = 16_384
     answer_s: float = 600.0
     state_bytes: int = 1024 * MB
+    state_disk_bytes: int = 8192 * MB
     readers: int = 4  # requests whose media are decoded at once
 
     def __post_init__(self) -> None:

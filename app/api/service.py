@@ -11,7 +11,7 @@ from fastapi import Request as HttpRequest
 
 from app.api.config import ServerConfig
 from app.api.errors import Refused
-from app.api.kept import KeptStates
+from app.api.kept import KeptStates, kept_files
 from app.api.metrics import Metrics
 from app.engine import Engine
 from app.reading import Reader
@@ -28,7 +28,7 @@ class Service:
         self.engine, self.config = engine, config
         self.model = public_name(engine.pipeline.name)
         self.since = int(time.time())
-        self.states = KeptStates(config.state_bytes)
+        self.states = KeptStates(config.state_bytes, kept_files(engine, config))
         self.metrics = Metrics(engine)
         self.reader = Reader(engine)
         self.readers = ThreadPoolExecutor(config.readers, "reader")

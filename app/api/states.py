@@ -28,32 +28,33 @@ def add_states(app: FastAPI, service: Service) -> None:
     @app.post("/states")
     async def read(body: StateBody, http: HttpRequest) -> dict[str, object]:
         service.check_model(body.model)
-        before = service.states.get(body.state)
-        return service.states.keep((await unless_left(http, _read(service, body, before))).state).told
+        before = await service.states.get(body.state)
+        return (await service.states.keep((await unless_left(http, _read(service, body, before))).state)).told
 
     @app.post("/states/import")
     async def bring(http: HttpRequest) -> dict[str, object]:
         data = await http.body()
         with refusals():
-            return service.states.keep(await service.in_reader(lambda: load(data, service.engine.pipeline))).told
+            state = await service.in_reader(lambda: load(data, service.engine.pipeline))
+        return (await service.states.keep(state)).told
 
     @app.get("/states/{name}")
     async def look(name: str) -> dict[str, object]:
-        return service.states.find(name).told
+        return (await service.states.find(name)).told
 
     @app.get("/states/{name}/content", response_class=Response, responses={200: {"content": {FILE: {}}}})
     async def take(name: str) -> Response:
-        state = service.states.find(name).state
-        headers = {"Content-Disposition": f'attachment; filename="{service.states.find(name).id}.safetensors"'}
-        return Response(await service.in_reader(lambda: dump(state)), media_type=FILE, headers=headers)
+        kept = await service.states.find(name)
+        headers = {"Content-Disposition": f'attachment; filename="{kept.id}.safetensors"'}
+        return Response(await service.in_reader(lambda: dump(kept.state)), media_type=FILE, headers=headers)
 
     @app.post("/states/{name}/fork")
     async def fork(name: str) -> dict[str, object]:
-        return service.states.keep(service.states.find(name).state).told
+        return (await service.states.keep((await service.states.find(name)).state)).told
 
     @app.delete("/states/{name}")
     async def remove(name: str) -> dict[str, object]:
-        service.states.remove(name)
+        await service.states.remove(name)
         return {"id": name, "object": "state", "deleted": True}
 
 

@@ -24,6 +24,32 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
+@pytest.fixture(scope="module")
+def pipeline(tiny_model: Any) -> Any:
+    """What a module's server runs; a module that needs another one has a fixture of this name."""
+    from mm_rwkv7.pipeline import Pipeline
+
+    return Pipeline(tiny_model, "tiny")
+
+
+@pytest.fixture(scope="module")
+def url(pipeline: Any) -> Iterator[str]:
+    """The address of a server with four slots."""
+    from app.engine import Engine, EngineConfig
+    from tests.app.servers import served
+
+    with Engine(pipeline, EngineConfig(slots=4)) as engine, served(engine) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Any:
+    """OpenAI's own, of that server."""
+    from tests.app.servers import client_of
+
+    return client_of(url)
+
+
 @dataclass
 class SlowPage:
     """A page whose whole answers take 12 seconds, and the tokens that it has written."""

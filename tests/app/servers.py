@@ -14,6 +14,7 @@ import httpx
 import openai
 import soundfile
 import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 
 from app.api.config import ServerConfig
@@ -29,7 +30,13 @@ JSON = {"content-type": "application/json"}
 @contextmanager
 def served(engine: Engine, page: Any = None, **config: Any) -> Iterator[str]:
     """The address of a server over an engine, with these of its settings."""
-    app = create(engine, ServerConfig(**config), page)
+    with listening(create(engine, ServerConfig(**config), page)) as url:
+        yield url
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """The address of an application."""
     settings = uvicorn.Config(app, port=0, http=Connection, log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, daemon=True)

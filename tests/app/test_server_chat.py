@@ -20,17 +20,6 @@ def pipeline(listening_model: Any) -> Pipeline:
     return Pipeline(listening_model, "listening")
 
 
-@pytest.fixture(scope="module")
-def url(pipeline: Pipeline) -> Iterator[str]:
-    with Engine(pipeline, EngineConfig(slots=4)) as engine, served(engine) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return client_of(url)
-
-
 @pytest.fixture
 def slow(endless_model: Any) -> Iterator[tuple[Engine, str]]:
     """One slot, room for one more, and answers that end when they are told to."""

@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,27 +17,41 @@ from tests.app.servers import ask, client_of, until
 KEY = "a key"  # pragma: allowlist secret
 
 
+@contextmanager
+def serving(port: int, *options: str | Path) -> Iterator["subprocess.Popen[str]"]:
+    """The command as a process that answers by now; it is killed if it has not ended by itself."""
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), *map(str, options)]
+    environment = {**os.environ, "MM_RWKV7_API_KEY": KEY}
+
+    def up() -> bool:
+        assert server.poll() is None
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            until(up, "it is up", 120)
+            yield server
+        finally:
+            server.kill()
+
+
 @pytest.mark.slow
-def test_the_command_serves_until_it_is_interrupted(tiny_checkpoint: Path) -> None:
+def test_the_command_serves_until_it_is_interrupted_and_the_next_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--model", str(tiny_checkpoint)]
-    environment = {**os.environ, "MM_RWKV7_API_KEY": KEY}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
-        url = f"http://127.0.0.1:{port}"
-
-        def up() -> bool:
-            assert server.poll() is None
-            try:
-                return httpx.get(f"{url}/healthz").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        until(up, "it is up", 120)
-        client = client_of(url, KEY)
+    options = ("--model", tiny_checkpoint, "--states", tmp_path / "states")
+    url = f"http://127.0.0.1:{port}"
+    client = client_of(url, KEY)
+    with serving(port, *options) as server:
         assert [model.id for model in client.models.list()] == ["model"]
-        answer = client.chat.completions.create(model="model", messages=ask("Describe"))
-        assert answer.choices[0].message.content
+        kept = {"keep_state": True}
+        first = client.chat.completions.create(model="model", messages=ask("Describe"), extra_body=kept).choices[0]
+        assert first.message.content
+        goes_on = {"model": "model", "messages": ask("a red square"), "extra_body": {"state": first.state}}
+        expected = client.chat.completions.create(**goes_on)
         assert httpx.get(f"{url}/config").status_code == 401  # the key is the page's password as well
         assert httpx.post(f"{url}/login", data={"username": "mm-rwkv7", "password": KEY}).status_code == 200
         server.send_signal(signal.SIGINT)
@@ -44,3 +60,6 @@ def test_the_command_serves_until_it_is_interrupted(tiny_checkpoint: Path) -> No
         server.wait(60)
     assert f"is on {url}" in told
     assert "Traceback" not in told
+    with serving(port, *options):
+        found = client.chat.completions.create(**goes_on)
+    assert found.choices[0].message.content == expected.choices[0].message.content

@@ -1,13 +1,18 @@
 """What the server refuses, and how it says so: hostile media, wrong bodies, wrong keys, impatience."""
 
+import asyncio
 import io
 import json
 import random
+import resource
 import socket
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -18,9 +23,10 @@ import pytest
 import soundfile
 
 from app.api.config import ServerConfig
+from app.api.hosts import allowed_hosts
 from app.cli import main
 from app.engine import Engine, EngineConfig
-from app.server import check_exposed
+from app.server import check_exposed, create
 from mm_rwkv7.pipeline import Pipeline
 from tests.app.servers import JSON, ask, audio, client_of, error_of, image, image_at, png, post, served, wav
 
@@ -51,6 +57,14 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + crc + png()[33:]
 
 
+def text_bomb() -> bytes:
+    """A small PNG with a comment that unpacks to 64 MB."""
+    chunk = b"zTXt" + b"Comment\0\0" + zlib.compress(bytes(64 << 20), 9)
+    whole = png()
+    packed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return whole[:33] + packed + whole[33:]
+
+
 def silence(seconds: int) -> bytes:
     """A FLAC file a thousand times smaller than its samples."""
     buffer = io.BytesIO()
@@ -75,6 +89,7 @@ def test_what_is_allowed_passes(url: str) -> None:
         (image(b"%PDF-1.4\n" + png()), "said to be image/png and is not"),
         (image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "said to be image/png and is not"),
         (image(b"<html>" + png(), "text/html"), "expected one of image/png"),
+        (image(text_bomb()), "said to be image/png and is not"),
         (image(png()[:60]), "broken or cut short"),
         (image(b""), "empty"),
         (image_at("data:image/png," + "a" * 9), "not in base64"),
@@ -241,6 +256,43 @@ def test_who_asks_for_nothing_is_let_go(engine: Engine, monkeypatch: pytest.Monk
             connection.close()
 
 
+IDLE = """
+import resource, socket, sys
+port, many = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (many + 100,) * 2)
+idle = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(many)]
+for connection in idle[::3]:
+    connection.sendall(b"POST /v1/chat/completions HTTP/1.1\\r\\nHost: x\\r\\n")  # and no more
+print("open", flush=True)
+sys.stdin.read()
+for connection in idle:
+    connection.sendall(b"x")  # fails if it was closed
+"""
+
+
+@pytest.mark.slow
+def test_ten_thousand_idle_connections_keep_nobody_out(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = 10_000
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] < many + 1000:
+        pytest.skip(f"this machine lets a process have {before[1]} files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    monkeypatch.setattr("app.api.connections.PATIENCE_S", 600.0)
+    try:
+        with served(engine) as url:
+            command = [sys.executable, "-c", IDLE, url.rpartition(":")[2], str(many)]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as idle:
+                assert idle.stdin is not None
+                assert idle.stdout is not None
+                assert idle.stdout.readline() == "open\n"
+                assert chat(url).status_code == 200
+                assert httpx.get(f"{url}/healthz").status_code == 200
+                idle.stdin.close()
+            assert idle.returncode == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 @pytest.mark.parametrize(
     ("host", "key", "insecure", "fine"),
     [
@@ -268,6 +320,26 @@ def test_the_command_refuses_to_be_exposed(capsys: pytest.CaptureFixture[str]) -
     assert "--insecure" in capsys.readouterr().err
     assert main(["serve", "--fetch-from", "example.com"]) == 2
     assert "is no origin" in capsys.readouterr().err
+
+
+def test_the_command_says_what_an_option_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    (tmp_path / "file").write_text("")
+    missing = {"ray", "mcp"}
+    monkeypatch.setattr("app.cli.find_spec", lambda name: None if name in missing else name)
+    for options, told in (
+        (["--mcp"], "mm-rwkv7[serve,mcp]"),
+        (["--replicas", "2", "--states", str(tmp_path)], "mm-rwkv7[serve,ray]"),
+        (["--states", str(tmp_path / "file")], "states cannot be kept in"),
+    ):
+        assert main(["serve", "--port", port, *options]) == 2
+        assert told in capsys.readouterr().err
+    missing.clear()
+    assert main(["serve", "--port", port, "--replicas", "2"]) == 2
+    assert "give --states DIR" in capsys.readouterr().err
 
 
 def test_bodies_at_random_never_break_it(url: str, engine: Engine, seed: int) -> None:
@@ -321,3 +393,47 @@ def _anything(rng: random.Random) -> Any:
     huge = [1 << 62, -1, 1e308, float("nan"), float("inf"), 10**400]
     plain = [None, True, 0, 1, -0.5, "", "listening", "\udfff", [], {}, [[]], {"type": "text"}, [None], "a" * 5000]
     return rng.choice(huge + plain)
+
+
+@pytest.mark.parametrize(
+    ("bound", "more", "named", "fine"),
+    [
+        ("127.0.0.1", [], "127.0.0.1:8000", True),
+        ("127.0.0.1", [], "localhost:8000", True),
+        ("127.0.0.1", [], "LOCALHOST", True),
+        ("127.0.0.1", [], "127.1.2.3", True),
+        ("::1", [], "[::1]:8000", True),
+        ("::1", [], "[::1]", True),
+        ("127.0.0.1", [], "evil.example:8000", False),
+        ("127.0.0.1", [], "127.0.0.1.evil.example", False),
+        ("127.0.0.1", [], "evil.example:127.0.0.1", False),
+        ("127.0.0.1", [], "", False),
+        ("127.0.0.1", [], "192.168.0.7", False),
+        ("127.0.0.1", ["Mine.example"], "mine.example:443", True),
+        ("127.0.0.1", ["mine.example"], "evil.example", False),
+        ("0.0.0.0", [], "anything.example", True),
+        ("0.0.0.0", ["mine.example"], "evil.example", False),
+        ("0.0.0.0", ["mine.example"], "mine.example", True),
+    ],
+)
+def test_a_server_is_called_by_its_own_names(
+    engine: Engine, bound: str, more: list[str], named: str, fine: bool
+) -> None:
+    app = create(engine, ServerConfig(hosts=allowed_hosts(bound, more)))
+
+    async def asked(path: str) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return await client.get(path, headers={"Host": named})
+
+    for path in ("/v1/models", "/healthz", "/metrics"):
+        response = asyncio.run(asked(path))
+        assert response.status_code == (200 if fine else 421)
+        if not fine:
+            assert error_of(response)["code"] == "wrong_host"
+
+
+def test_no_other_origin_may_read_answers(url: str) -> None:
+    headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    asked = httpx.options(f"{url}/v1/chat/completions", headers=headers)
+    found = httpx.get(f"{url}/v1/models", headers=headers)
+    assert not [name for name in (*asked.headers, *found.headers) if name.startswith("access-control")]

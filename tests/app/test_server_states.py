@@ -1,6 +1,7 @@
 """States over HTTP: kept, gone on from, forked, taken away and brought back, by whoever they belong to."""
 
-from collections.abc import Iterator
+import shutil
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,17 +16,6 @@ from mm_rwkv7.sampling import Sampling
 from tests.app.servers import ask, client_of, error_of, image, png, post, served
 
 BYTES = {"content-type": "application/octet-stream"}
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_model: Any) -> Pipeline:
-    return Pipeline(tiny_model, "tiny")
-
-
-@pytest.fixture(scope="module")
-def url(pipeline: Pipeline) -> Iterator[str]:
-    with Engine(pipeline, EngineConfig(slots=4)) as engine, served(engine) as url:
-        yield url
 
 
 def chat(client: openai.OpenAI, question: str, **extra: Any) -> Any:
@@ -148,3 +138,50 @@ def test_the_least_used_states_make_room(pipeline: Pipeline) -> None:
         assert [httpx.get(f"{url}/v1/states/{name}").status_code for name in names] == [200, 404]
     with Engine(pipeline, EngineConfig(slots=1)) as engine, served(engine, state_bytes=size - 1) as url:
         assert "this server keeps" in error_of(post(url, "states", {"messages": ask("Describe")}))["message"]
+
+
+def test_states_in_a_folder_outlive_their_server_and_are_shared(pipeline: Pipeline, tmp_path: Path) -> None:
+    config = EngineConfig(slots=1, folder=tmp_path)
+    with Engine(pipeline, config) as engine, served(engine) as url:
+        first = chat(client_of(url), "Describe", keep_state=True)
+        expected = chat(client_of(url), "a red square", state=first.state).message.content
+        told = httpx.get(f"{url}/v1/states/{first.state}").json()
+    with (
+        Engine(pipeline, config) as engine,
+        Engine(pipeline, config) as beside,
+        served(engine) as url,
+        served(beside) as other,
+    ):
+        for one in (url, other):
+            assert chat(client_of(one), "a red square", state=first.state).message.content == expected
+            assert httpx.get(f"{one}/v1/states/{first.state}").json() == told
+        assert httpx.delete(f"{url}/v1/states/{first.state}").status_code == 200
+        assert httpx.get(f"{other}/v1/states/{first.state}").status_code == 404
+        damaged = chat(client_of(url), "Describe", keep_state=True).state
+        next(tmp_path.rglob(f"{damaged}.safetensors")).write_bytes(b"damaged")
+        assert httpx.get(f"{other}/v1/states/{damaged}").status_code == 404
+        assert [path for path in tmp_path.glob("*/*.safetensors") if "state" not in path.name]  # what was read, too
+        (tmp_path / "elsewhere.safetensors").write_bytes(content(url, chat(client_of(url), "a", keep_state=True).state))
+        assert httpx.get(f"{url}/v1/states/..%2F..%2Felsewhere").status_code == 404
+
+
+def test_the_folder_of_kept_states_is_bounded(pipeline: Pipeline, tmp_path: Path) -> None:
+    config = EngineConfig(slots=1, folder=tmp_path)
+    with Engine(pipeline, config) as engine, served(engine) as url:
+        chat(client_of(url), "Describe", keep_state=True)
+    size = next(tmp_path.rglob("state_*.safetensors")).stat().st_size
+    with Engine(pipeline, config) as engine, served(engine, state_disk_bytes=3 * size) as url:
+        names = [chat(client_of(url), "Describe", keep_state=True).state for _ in range(4)]
+        assert [httpx.get(f"{url}/v1/states/{name}").status_code for name in names] == [404, 200, 200, 200]
+
+
+def test_a_state_that_cannot_be_written_is_not_told(pipeline: Pipeline, tmp_path: Path) -> None:
+    with Engine(pipeline, EngineConfig(slots=1, folder=tmp_path)) as engine, served(engine) as url:
+        shutil.rmtree(tmp_path)
+        body = {"model": "tiny", "messages": ask("Describe"), "keep_state": True}
+        refused = post(url, "chat/completions", body)
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "unavailable")
+        assert str(tmp_path) not in refused.text
+        streamed = post(url, "chat/completions", {**body, "stream": True}).text
+        assert '"code":"unavailable"' in streamed.splitlines()[-2]
+        assert "[DONE]" not in streamed

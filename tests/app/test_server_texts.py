@@ -1,6 +1,5 @@
 """Completions and embeddings over HTTP: continued, scored, and as lm-eval asks for them."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -14,22 +13,6 @@ from mm_rwkv7.sampling import Sampling
 from tests.app.servers import client_of, error_of, post, served
 
 TEXT = "User: What is in the picture?\n\nAssistant: a red square"
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_model: Any) -> Pipeline:
-    return Pipeline(tiny_model, "tiny")
-
-
-@pytest.fixture(scope="module")
-def url(pipeline: Pipeline) -> Iterator[str]:
-    with Engine(pipeline, EngineConfig(slots=4)) as engine, served(engine) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return client_of(url)
 
 
 def reference(pipeline: Pipeline, ids: list[int]) -> torch.Tensor:

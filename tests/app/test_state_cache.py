@@ -13,6 +13,7 @@ from app.requests import Request
 from app.state_cache import StateCache
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.state import State
+from tests.app.servers import until
 
 CPU = torch.device("cpu")
 
@@ -67,6 +68,24 @@ def test_states_move_to_disk_and_are_found_by_the_next_process(tmp_path: Path) -
     assert again.find(_key(3)) is None
     assert not (tmp_path / f"{_key(3).hex()}.safetensors").exists()
     again.close()
+
+
+def test_what_is_written_through_is_found_by_another_process_at_once(tmp_path: Path) -> None:
+    one, other = StateCache(CPU, 0, 1 << 20, tmp_path), StateCache(CPU, 0, 1 << 20, tmp_path)
+    one.keep(_key(1), _state(1), through=True)
+    one.keep(_key(2), _state(2))
+    until((tmp_path / f"{_key(1).hex()}.safetensors").exists, "it is written")
+    other.warm([_key(2), _key(1)], "")
+    found = other.find(_key(1))
+    assert found is not None
+    assert torch.equal(found.state.layers[0].wkv, _state(1).layers[0].wkv)
+    assert other.find(_key(2)) is None  # in memory alone
+    (tmp_path / f"{_key(1).hex()}.safetensors").unlink()
+    third = StateCache(CPU, 0, 1 << 20, tmp_path)
+    third.warm([_key(1)], "")
+    assert third.find(_key(1)) is None
+    for cache in (one, other, third):
+        cache.close()
 
 
 def test_the_disk_is_bounded_and_other_files_are_left_alone(tmp_path: Path) -> None:

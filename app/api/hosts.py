@@ -1,0 +1,54 @@
+"""Stands before everything: a request must call the server by a name of its own.
+
+A page from elsewhere can have its own name point at this machine (DNS rebinding), and the browser then lets it talk to
+a server here that has no key. It still sends its own name as the Host.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.api.errors import Refused
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is one of this machine alone."""
+    if host.rstrip(".").lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def allowed_hosts(bound: str, more: Iterable[str] = ()) -> tuple[str, ...] | None:
+    """The names that a server bound there is called by, besides this machine's own; None where it may be any: other
+    machines reach it, and it is for the key to keep strangers out."""
+    more = tuple(host.lower() for host in more)
+    return (bound.lower(), *more) if is_loopback(bound) or more else None
+
+
+class HostCheck:
+    """An ASGI middleware. With `hosts` None it lets everything pass."""
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str] | None) -> None:
+        self._app, self._hosts = app, None if hosts is None else frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._hosts is not None and scope["type"] in ("http", "websocket"):
+            named = [value for name, value in scope["headers"] if name == b"host"]
+            if len(named) != 1 or not self._known(named[0].decode("latin-1")):
+                told = "this server is not called that; --allow-host lets it be"
+                if scope["type"] == "websocket":
+                    await send({"type": "websocket.close", "code": 1008, "reason": told})
+                else:
+                    await Refused(421, told, code="wrong_host").response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _known(self, host: str) -> bool:
+        assert self._hosts is not None
+        name, _, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
+        name = (name if port.isdigit() else host).lower().removeprefix("[").removesuffix("]")
+        return is_loopback(name) or name in self._hosts
