@@ -1,0 +1,54 @@
+"""A long text read once into a state of a few MB, from which any number of questions is answered."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from app.engine import Engine
+from app.requests import Request
+from mm_rwkv7.generate import prefill
+from mm_rwkv7.pipeline import Pipeline
+from mm_rwkv7.state import State
+
+PORTION = 2048  # tokens read between two reports
+ENCODING = "utf-8-sig"  # with or without a mark at the beginning
+
+
+def load_document(path: str | Path) -> str:
+    """The text of a file. ValueError for one that holds none, or other bytes than UTF-8."""
+    try:
+        text = Path(path).read_text(ENCODING)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if not text.strip():
+        raise ValueError(f"{path} holds no text")
+    return text
+
+
+def portions(pipeline: Pipeline, text: str) -> list[list[int]]:
+    """The ids of a text as a user's message, cut where reading pauses."""
+    segments = pipeline.processor.segments([{"role": "user", "content": text}], generate=False)
+    ids = [i for segment in segments if isinstance(segment, str) for i in pipeline.tokenizer.encode(segment)]
+    return [ids[start : start + PORTION] for start in range(0, len(ids), PORTION)]
+
+
+def read_alone(pipeline: Pipeline, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[int, State]]:
+    """Read with a pipeline that is one's own: how many tokens each piece held, and the state after it."""
+    import torch
+
+    state = None
+    for piece in pieces:
+        _, state = prefill(pipeline.model, torch.tensor([piece], device=pipeline.device), state)
+        state = pipeline.sign(state)
+        yield len(piece), state
+
+
+def read_in(engine: Engine, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[int, State]]:
+    """The same in an engine, whose other requests have their turns meanwhile. Closing the iterator ends the reading."""
+    state = None
+    for piece in pieces:
+        with engine.submit(Request(text=piece, state=state, write=False)) as ticket:
+            state = ticket.result().state
+        yield len(piece), state
