@@ -1,11 +1,13 @@
 """A long text read once into a state of a few MB, from which any number of questions is answered."""
 
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 
+import torch
+
 from app.engine import Engine
-from app.requests import Request
+from app.requests import Busy, Request, Ticket
 from mm_rwkv7.generate import prefill
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.state import State
@@ -34,21 +36,28 @@ def portions(pipeline: Pipeline, text: str) -> list[list[int]]:
     return [ids[start : start + PORTION] for start in range(0, len(ids), PORTION)]
 
 
-def read_alone(pipeline: Pipeline, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[int, State]]:
-    """Read with a pipeline that is one's own: how many tokens each piece held, and the state after it."""
-    import torch
-
+def read_alone(pipeline: Pipeline, pieces: Sequence[Sequence[int]]) -> Iterator[State]:
+    """Read with a pipeline that is one's own: the state after each piece."""
     state = None
     for piece in pieces:
         _, state = prefill(pipeline.model, torch.tensor([piece], device=pipeline.device), state)
         state = pipeline.sign(state)
-        yield len(piece), state
+        yield state
 
 
-def read_in(engine: Engine, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[int, State]]:
-    """The same in an engine, whose other requests have their turns meanwhile. Closing the iterator ends the reading."""
+def read_in(engine: Engine, pieces: Sequence[Sequence[int]]) -> Iterator[State]:
+    """The same in an engine, whose other requests have their turns meanwhile; its being busy is waited for. Closing
+    the iterator ends the reading."""
     state = None
     for piece in pieces:
-        with engine.submit(Request(text=piece, state=state, write=False)) as ticket:
+        with _submitted(engine, Request(text=piece, state=state, write=False)) as ticket:
             state = ticket.result().state
-        yield len(piece), state
+        yield state
+
+
+def _submitted(engine: Engine, request: Request) -> Ticket:
+    while True:
+        try:
+            return engine.submit(request)
+        except Busy as busy:
+            time.sleep(busy.retry_after_s)

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import gradio as gr
 
 from app.answering_all import Answered, answer_all
 from app.models import Engines
+from app.progress_bar import progress_bar, progress_place
 from app.refusals import refusals_as_messages
 from app.tables import write_csv, write_jsonl
 from mm_rwkv7.sampling import Sampling
@@ -63,7 +63,7 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
         stop = gr.Button("Stop", variant="stop", min_width=110, elem_id="gallery-stop")
         as_csv = gr.DownloadButton("CSV", interactive=False, min_width=110, elem_id="gallery-csv")
         as_jsonl = gr.DownloadButton("JSON lines", interactive=False, min_width=110, elem_id="gallery-jsonl")
-    progress = gr.HTML(elem_id="gallery-progress")
+    progress = progress_place("gallery-progress")
     table = gr.Dataframe(
         headers=HEADERS,
         type="array",
@@ -92,15 +92,6 @@ def _shown(files: Sequence[str], rows: Sequence[Answered | None]) -> Outputs:
     for line, path in zip(table, files, strict=True):
         line[0] = Path(path).name
     return progress_bar(done, len(files), told), table
-
-
-def progress_bar(done: int, total: int, told: str) -> str:
-    """HTML for the eye and for a screen reader."""
-    words = escape(told)
-    return (
-        f'<progress value="{done}" max="{total}" aria-label="{words}" style="width: 100%; '
-        f'accent-color: var(--color-accent)"></progress><div role="status">{words}</div>'
-    )
 
 
 def _download(path: Path) -> Any:

@@ -7,7 +7,8 @@ Letters: T time, L layers, H heads.
 """
 
 import base64
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
@@ -38,7 +39,7 @@ CSS = """
 .field img { flex: 1; min-width: 0; height: 100%; margin: 0; image-rendering: pixelated; border-radius: 2px; }
 .columns { position: absolute; top: 0; right: 0; bottom: 0; left: 4.4em; display: flex; }
 .column { flex: 1; min-width: 0; }
-.column:hover { background: color-mix(in srgb, var(--body-text-color) 30%, transparent); }
+.column:hover { box-shadow: inset 0 0 0 1px var(--body-text-color); }
 .column:hover::after { content: attr(data-token); position: absolute; left: 0; bottom: 0; white-space: pre; }
 .tokens { display: flex; margin-left: 4.4em; min-height: 0.7em; color: var(--body-text-color-subdued); }
 .tokens span { flex: 1; min-width: 0; overflow: hidden; white-space: pre; line-height: 1; max-height: 9em;
@@ -63,13 +64,13 @@ def draw(seen: Remembered, tokens: Sequence[Token]) -> str:
         raise ValueError(f"{len(tokens)} tokens for the figures of {len(norms)} steps, expected one for each")
     norms = np.maximum(norms, LEAST)
     low, high = float(norms.min()), float(norms.max())
-    floor = float(np.exp(DECAY_FLOOR))
+    floor = math.exp(DECAY_FLOOR)
     words = len(tokens) <= READABLE
     return "".join(
         (
             f'<div class="maps" style="--rows: {norms.shape[1] * norms.shape[2]}">',
-            _map("Norm of the state", "viridis", np.log(norms), np.log(low), np.log(high), f"{low:.3g}", f"{high:.3g}"),
-            _map("Kept of it at each step (mean decay)", "cividis", decays, floor, 1.0, f"{floor:.2f}", "1"),
+            _map("Norm of the state (logarithmic)", "viridis", np.log(norms), (low, high), math.log),
+            _map("Kept of it at each step (mean decay)", "cividis", decays, (floor, 1.0)),
             f'<div class="tokens{" words" * words}" aria-hidden="true">',
             *(f"<span{_marked(t)}>{escape(t.text) if words and not t.medium else ''}</span>" for t in tokens),
             '</div><div class="columns" aria-hidden="true">',
@@ -89,7 +90,12 @@ def field(values: Values, colours: str, low: float, high: float) -> Image.Image:
     return Image.fromarray(layers.reshape(-1, T, 4)[:-GAP])
 
 
-def _map(name: str, colours: str, values: Values, low: float, high: float, least: str, most: str) -> str:
+def _map(
+    name: str, colours: str, values: Values, ends: tuple[float, float], scale: Callable[[float], float] = float
+) -> str:
+    """`ends` are the scale's, as they are told; `values` and they are compared after `scale`."""
+    least, most = (f"{end:.3g}" for end in ends)
+    low, high = map(scale, ends)
     L, H = values.shape[1:]
     step, layer, head = (int(i) for i in np.unravel_index(values.argmax(), values.shape))
     told = (

@@ -1,4 +1,4 @@
-"""The page's tab "What does the model remember?": the state over time, for a text and a picture or a sound before it."""
+"""The page's tab on what the model remembers: the state over time, for a text and a picture or a sound before it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -83,7 +83,7 @@ def test_leaving_early_frees_the_engine(endless_model: Any, pictures: dict[str, 
 def test_a_spreadsheet_runs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "answers.csv"
     evil = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "\n=1"]
-    plain = ["a = b", "say \"hi\", both", "two\nlines", "", "Ärger", "1-2"]
+    plain = ["a = b", 'say "hi", both', "two\nlines", "", "Ärger", "1-2"]
     write_csv(path, ["cell"], [[cell] for cell in (*evil, *plain)])
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = [row[0] for row in csv.reader(file)]
@@ -94,7 +94,7 @@ def test_files_are_whole_or_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     rows = [{"file": "=a.png", "answer": "ä\n\u2028b"}, {"file": "b.png", "error": "\udcff"}]
     write_jsonl(path, rows)
-    assert [json.loads(line) for line in path.read_text("utf-8").split("\n") if line][0] == rows[0]
+    assert json.loads(path.read_text("utf-8").split("\n")[0]) == rows[0]
     before = path.read_bytes()
     with pytest.raises(TypeError):
         write_jsonl(path, [{"file": object()}])
