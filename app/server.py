@@ -52,7 +52,7 @@ def serve(pipeline: "Pipeline", host: str, port: int, config: ServerConfig, engi
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is a file
     with Engine(pipeline, engine_config) as engine:
-        app = create(engine, config, build(pipeline))
+        app = create(engine, config, build(engine))
         print(f"mm-rwkv7 ({pipeline.name}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
         uvicorn.run(
             app,

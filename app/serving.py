@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from mm_rwkv7.pipeline import Pipeline
 
 LARGEST_UPLOAD = "20mb"
-AT_ONCE = 4  # answers written side by side
-WAITING = 32
+AT_ONCE = 24  # answers written side by side: each takes one of the page's 40 threads
+WAITING = 64
 
 
 def check_address(host: str, port: int) -> None:
@@ -25,12 +25,14 @@ def check_address(host: str, port: int) -> None:
 
 def serve(pipeline: "Pipeline", host: str, port: int) -> None:
     """Serve the page until interrupted."""
+    from app.engine import Engine
     from app.page import build
 
-    page = build(pipeline)
-    launch(page, host, port)
-    print(f"mm-rwkv7 ({pipeline.name}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
-    page.block_thread()
+    with Engine(pipeline) as engine:
+        page = build(engine)
+        launch(page, host, port)
+        print(f"mm-rwkv7 ({pipeline.name}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
+        page.block_thread()
 
 
 def launch(page: "Blocks", host: str, port: int) -> None:
