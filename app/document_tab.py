@@ -1,63 +1,35 @@
 """The page's tab for a long text: read once with a progress bar, asked many times, its state taken away and back."""
 
-import secrets
-import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
 
-from app.api.states import load
 from app.document import load_document, portions, read_in
-from app.lru import ByteBound
 from app.media import user_message
 from app.models import Engines
 from app.progress_bar import progress_bar, progress_place
 from app.refusals import refusals_as_messages
 from app.requests import Piece, Request
+from app.shelf import Handle, Shelf, size_of
+from app.state_files import dump, load
+from mm_rwkv7.pipeline import Timings
 from mm_rwkv7.state import State
 
 KEPT = 512 << 20  # bytes of all visitors' states; the ones used least recently go
 PAUSE = 0.05  # seconds between two updates of an answer
+FILE = "document.safetensors"
 Outputs = tuple[Any, ...]
 Turns = list[dict[str, Any]]
 
 
-class KeptDocuments:
-    """States by ids that a page can hold. For any thread."""
-
-    def __init__(self, limit: int = KEPT) -> None:
-        self._held = ByteBound[State](limit)
-        self._lock = threading.Lock()
-
-    def keep(self, state: State) -> str:
-        name = secrets.token_hex(16)
-        with self._lock:
-            self._held.put(name.encode(), state, size(state))
-        return name
-
-    def find(self, name: str | None) -> State:
-        """ValueError where nothing was read, or it had to make room."""
-        if name is None:
-            raise ValueError("no document has been read yet")
-        with self._lock:
-            state = self._held.get(name.encode())
-        if state is None:
-            raise ValueError("what was read had to make room for others: read the document again, or bring its state")
-        return state
-
-
-def size(state: State) -> int:
-    """In bytes."""
-    return sum(tensor.nbytes for layer in state.layers for tensor in layer)
-
-
 def add_document(engines: Engines, model: gr.components.Component) -> None:
     """The tab's components, inside the running `gr.Blocks`. `model` holds the name of the model that is asked."""
-    documents = KeptDocuments()
+    shelf = Shelf(KEPT)
 
     def read(name: str, file: str | None, pasted: str) -> Iterator[Outputs]:
         """Read a text, of a file or else a pasted one, so that it can be asked about."""
@@ -71,40 +43,36 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
                 told = f"{state.tokens_seen:,} of {total:,} tokens read"
                 yield progress_bar(state.tokens_seen, total, told), None, gr.skip(), gr.skip()
             took = time.perf_counter() - began
-            yield from _ready(state, f"{total:,} tokens read in {took:,.1f} s")
+            yield ready(state, f"{total:,} tokens read in {took:,.1f} s")
 
     def bring(name: str, file: str) -> Iterator[Outputs]:
         """Go on from the state of a document that was read before."""
         with refusals_as_messages([file]), engines(name) as engine:
             state = load(Path(file).read_bytes(), engine.pipeline)
-            yield from _ready(state, f"{state.tokens_seen:,} tokens were read before")
+            yield ready(state, f"{state.tokens_seen:,} tokens were read before")
 
-    def _ready(state: State, told: str) -> Iterator[Outputs]:
-        with tempfile.TemporaryDirectory() as folder:  # the page copies what it offers
-            path = Path(folder, "document.safetensors")
-            state.save(path)
-            told = f"{told}; what is remembered takes {size(state) / 1e6:.2f} MB"
-            button = gr.DownloadButton(value=str(path), interactive=True)
-            yield progress_bar(1, 1, told), documents.keep(state), [], button
+    def ready(state: State, told: str) -> Outputs:
+        told = f"{told}; what is remembered takes {size_of(state) / 1e6:.2f} MB"
+        path = save_bytes_to_cache(dump(state), FILE, get_upload_folder())
+        return progress_bar(1, 1, told), shelf.put(state), [], gr.DownloadButton(value=path, interactive=True)
 
-    def ask(name: str, document: str | None, question: str, turns: Turns | None) -> Iterator[Outputs]:
+    def ask(name: str, document: Handle | None, question: str, turns: Turns | None) -> Iterator[Outputs]:
         """Answer a question from the state after the document, whatever was asked before."""
         with refusals_as_messages(), engines(name) as engine:
-            state = documents.find(document)
+            if document is None:
+                raise ValueError("no document has been read yet")
+            request = Request(user_message(question), state=shelf.get(document))
             turns = [*(turns or []), {"role": "user", "content": question}]
             text, shown = "", 0.0
-            with engine.submit(Request(user_message(question), state=state)) as ticket:
+            with engine.submit(request) as ticket:
                 for item in ticket:
-                    if not isinstance(item, Piece):
-                        text, timings = item.text, item.timings
-                        told = f"first token after {timings.first_token_s:.2f} s"
-                        told += f" · {timings.decode_tokens_per_s:.0f} tokens a second"
-                        yield [*turns, {"role": "assistant", "content": text}], "", told
-                        continue
-                    text += item.text
-                    if time.monotonic() - shown >= PAUSE:
-                        shown = time.monotonic()
-                        yield [*turns, {"role": "assistant", "content": text}], "", "Writing …"
+                    if isinstance(item, Piece):
+                        text += item.text
+                        if time.monotonic() - shown >= PAUSE:
+                            shown = time.monotonic()
+                            yield [*turns, {"role": "assistant", "content": text}], "", "Writing …"
+                    else:
+                        yield [*turns, {"role": "assistant", "content": item.text}], "", _figures(item.timings)
 
     gr.Markdown(
         "A text of any length is read once, at constant memory, and every question is answered from the state after it."
@@ -144,6 +112,10 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
         show_progress="hidden",
     )
     stop.click(None, None, None, cancels=[reading, asking], queue=False, api_visibility="private")
+
+
+def _figures(timings: Timings) -> str:
+    return f"first token after {timings.first_token_s:.2f} s · {timings.decode_tokens_per_s:.0f} tokens a second"
 
 
 def _nothing_to_take() -> Any:

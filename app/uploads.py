@@ -22,15 +22,15 @@ def read_uploads(paths: Sequence[str]) -> list[Medium]:
 def _read(path: str) -> Medium:
     name = Path(path).name
     if is_sound(path):
-        _check_length(path)
+        check_length(path)
     part = read_medium(path)
     if part["type"] == "audio":
         return Medium("audio", name, path, content=path)
     return Medium("image", name, path, preview_of(part["image"]), part["image"])
 
 
-def _check_length(path: str) -> None:
-    """What cannot be opened is left to the reader, which says what is wrong."""
+def check_length(path: str) -> None:
+    """ValueError for too long a sound. What cannot be opened is left to the reader, which says what is wrong."""
     import soundfile
 
     try:
