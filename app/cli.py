@@ -21,6 +21,7 @@ from app.options import (
     AsJson,
     Debug,
     Device,
+    Document,
     DType,
     InType,
     MaxNewTokens,
@@ -36,6 +37,7 @@ from app.output import print_json, print_stream, print_tags
 if TYPE_CHECKING:
     from mm_rwkv7.pipeline import Answer, Pipeline
     from mm_rwkv7.sampling import Sampling
+    from mm_rwkv7.state import State
 
     Ready = Callable[[], tuple[Pipeline, Sampling]]
 
@@ -94,6 +96,7 @@ def ask(
     ] = None,
     batch: Annotated[Path | None, typer.Option(metavar="IN.jsonl", help="Answer a file of questions.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="OUT.jsonl", help="Where its answers go.")] = None,
+    document: Document = None,
     model: Model = "nano",
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
@@ -105,14 +108,16 @@ def ask(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Answer a question about pictures and sounds."""
+    """Answer a question about pictures and sounds, or about a text."""
 
     def ready() -> "tuple[Pipeline, Sampling]":
         sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
         return _pipeline(model, device, dtype), sampling
 
     if batch is None and out is None:
-        return _ask_once(inputs or [], as_json, ready)
+        return _ask_once(inputs or [], document, as_json, ready)
+    if document is not None:
+        raise ValueError(f"a batch has no document, got {document}")
     if inputs:
         raise ValueError(f"a batch brings its own questions, got {inputs[-1]!r} beside it")
     return _ask_batch(batch, out, ready)
@@ -175,6 +180,7 @@ def chat(
     media: Annotated[
         list[str] | None, typer.Argument(metavar="[MEDIA]...", help="Pictures and sounds to talk about.")
     ] = None,
+    document: Document = None,
     model: Model = "nano",
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
@@ -189,9 +195,10 @@ def chat(
     from app.media import read_medium, user_message
 
     parts = [read_medium(path) for path in media or []]
+    text = _text(document)
     sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
     pipeline = _pipeline(model, device, dtype)
-    state = None
+    state = _after(pipeline, text)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         question = sys.stdin.readline().strip()
@@ -321,12 +328,29 @@ def _sampling(max_new_tokens: int | None, temperature: float, top_p: float, top_
     return Sampling(max_new_tokens, temperature, top_p, top_k, seed=seed)
 
 
-def _ask_once(inputs: list[str], as_json: bool, ready: "Ready") -> int:
+def _text(document: Path | None) -> str | None:
+    if document is None:
+        return None
+    from app.document import load_document
+
+    return load_document(document)
+
+
+def _after(pipeline: "Pipeline", text: str | None) -> "State | None":
+    if text is None:
+        return None
+    from app.document import read_with_bar
+
+    return read_with_bar(pipeline, text)
+
+
+def _ask_once(inputs: list[str], document: Path | None, as_json: bool, ready: "Ready") -> int:
     from app.media import question_and_media, user_message
 
     question, media = question_and_media(inputs)
+    text = _text(document)
     pipeline, sampling = ready()
-    stream = pipeline.stream(user_message(question, media), sampling)
+    stream = pipeline.stream(user_message(question, media), sampling, _after(pipeline, text))
     if as_json:
         print_json(_described(stream.answer, pipeline.name))
     else:

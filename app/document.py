@@ -1,10 +1,12 @@
 """A long text read once into a state of a few MB, from which any number of questions is answered."""
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from app.engine import Engine
 from app.requests import Busy, Request, Ticket
@@ -36,18 +38,20 @@ def portions(pipeline: Pipeline, text: str) -> list[list[int]]:
     return [ids[start : start + PORTION] for start in range(0, len(ids), PORTION)]
 
 
-def read_alone(pipeline: Pipeline, pieces: Sequence[Sequence[int]]) -> Iterator[State]:
-    """Read with a pipeline that is one's own: the state after each piece."""
-    state = None
-    for piece in pieces:
-        _, state = prefill(pipeline.model, torch.tensor([piece], device=pipeline.device), state)
-        state = pipeline.sign(state)
-        yield state
+def read_with_bar(pipeline: Pipeline, text: str) -> State:
+    """The state after a text, read with a pipeline that is one's own; a bar on stderr says how far it is."""
+    pieces, state = portions(pipeline, text), None
+    with tqdm(total=sum(map(len, pieces)), unit="token", unit_scale=True, file=sys.stderr) as bar:
+        for piece in pieces:
+            _, state = prefill(pipeline.model, torch.tensor([piece], device=pipeline.device), state)
+            bar.update(len(piece))
+    assert state is not None
+    return pipeline.sign(state)
 
 
 def read_in(engine: Engine, pieces: Sequence[Sequence[int]]) -> Iterator[State]:
-    """The same in an engine, whose other requests have their turns meanwhile; its being busy is waited for. Closing
-    the iterator ends the reading."""
+    """The state after each piece, read in an engine whose other requests have their turns meanwhile; its being busy is
+    waited for. Closing the iterator ends the reading."""
     state = None
     for piece in pieces:
         with _submitted(engine, Request(text=piece, state=state, write=False)) as ticket:

@@ -1,6 +1,7 @@
 """Options that several commands of `mm-rwkv7` share, named once."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,6 +34,7 @@ InType = Annotated[
         "`inspect` tells what a file is stored in.",
     ),
 ]
+Document = Annotated[Path | None, typer.Option(metavar="FILE", help="A text of any length, read before the question.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Bound of an answer; the model's own if not given.")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
