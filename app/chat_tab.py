@@ -18,7 +18,7 @@ def chat_tab(handlers: Handlers) -> None:
         with gr.Column(scale=7, min_width=320):
             with gr.Row(elem_id="conversation-row"):
                 conversations = gr.Dropdown(
-                    [("1 · new", 1)], value=1, label="Conversation", show_label=False, elem_id="conversations", scale=3
+                    [("1 · new", 1)], value=1, label="Conversation", show_label=False, container=False, scale=3, elem_id="conversations"
                 )
                 new, fork, save = (
                     gr.Button(label, size="sm", min_width=60, elem_id=label.lower()) for label in ("New", "Fork", "Save")
@@ -28,10 +28,10 @@ def chat_tab(handlers: Handlers) -> None:
                 )
                 saved = gr.DownloadButton("Download", visible="hidden", elem_id="saved")
             chat = _chat(senses)
+            figures = gr.Markdown(elem_id="figures")
             question = _question(senses)
             with gr.Row(elem_id="presets"):
                 buttons = [gr.Button(label, size="sm", min_width=90) for label in handlers.presets]
-            figures = gr.Markdown(elem_id="figures")
         with gr.Column(scale=4, min_width=300):
             heard(handlers, question, [question.submit])
             examples(handlers, question)
@@ -66,7 +66,7 @@ def _chat(senses: list[str]) -> gr.Chatbot:
     return gr.Chatbot(
         label="Chat",
         show_label=False,
-        height="min(52dvh, 560px)",
+        height="clamp(240px, 100dvh - 420px, 560px)",
         placeholder=ask,
         render_markdown=False,  # an answer is plain text: nothing in it becomes a link or a picture
         editable="user",
@@ -81,7 +81,7 @@ def _question(senses: list[str]) -> gr.MultimodalTextbox:
     return gr.MultimodalTextbox(
         label="Message",
         show_label=False,
-        placeholder=f"Ask; add {' and '.join(senses)} with +" if senses else "Ask",
+        placeholder=f"Ask, with {' and '.join(senses)} if you like" if senses else "Say something",
         file_count="multiple",
         file_types=[kinds[name] for name in senses] or None,
         sources=["upload", "microphone"] if "sounds" in senses else ["upload"],
