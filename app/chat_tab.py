@@ -18,10 +18,17 @@ def chat_tab(handlers: Handlers) -> None:
         with gr.Column(scale=7, min_width=320):
             with gr.Row(elem_id="conversation-row"):
                 conversations = gr.Dropdown(
-                    [("1 · new", 1)], value=1, label="Conversation", show_label=False, container=False, scale=3, elem_id="conversations"
+                    [("1 · new", 1)],
+                    value=1,
+                    label="Conversation",
+                    show_label=False,
+                    container=False,
+                    scale=3,
+                    elem_id="conversations",
                 )
                 new, fork, save = (
-                    gr.Button(label, size="sm", min_width=60, elem_id=label.lower()) for label in ("New", "Fork", "Save")
+                    gr.Button(label, size="sm", min_width=60, elem_id=label.lower())
+                    for label in ("New", "Fork", "Save")
                 )
                 restore = gr.UploadButton(
                     "Restore", type="filepath", file_types=[".safetensors"], size="sm", min_width=60, elem_id="restore"
@@ -81,7 +88,7 @@ def _question(senses: list[str]) -> gr.MultimodalTextbox:
     return gr.MultimodalTextbox(
         label="Message",
         show_label=False,
-        placeholder=f"Ask, with {' and '.join(senses)} if you like" if senses else "Say something",
+        placeholder="Ask something",
         file_count="multiple",
         file_types=[kinds[name] for name in senses] or None,
         sources=["upload", "microphone"] if "sounds" in senses else ["upload"],

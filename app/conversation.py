@@ -95,9 +95,7 @@ class Conversation:
         """Whether a picture or a sound was said."""
         return any(turn.media for turn in self.turns)
 
-    def ask(
-        self, text: str, media: Sequence[Medium], sampling: Sampling, remember: bool = True
-    ) -> Iterator[Progress]:
+    def ask(self, text: str, media: Sequence[Medium], sampling: Sampling, remember: bool = True) -> Iterator[Progress]:
         """Say something and have it answered. Closing the iterator ends the writing and forgets it.
 
         Without `remember` the words come after the latest pictures and sounds alone, as if nothing else had been said.
@@ -164,7 +162,9 @@ class Conversation:
                     yield Progress((*kept, turn), True)
                     self._reading = True
                     parts = [{"type": medium.kind, medium.kind: medium.content} for medium in unread]
-                    with self._submit(Request([{"role": "user", "content": parts}], state=before, write=False)) as ticket:
+                    with self._submit(
+                        Request([{"role": "user", "content": parts}], state=before, write=False)
+                    ) as ticket:
                         before = clock.add(ticket.result(), ticket).state
                     self._reading = False
                     opened = self._shelf.put(before)
@@ -243,7 +243,11 @@ class _Clock:
             self._read_s,
             self._encode_s,
             ticket.written,
-            answer.timings.decode_tokens_per_s if answer else (ticket.written - 1) / writing_s if writing_s > 0 else 0.0,
+            answer.timings.decode_tokens_per_s
+            if answer
+            else (ticket.written - 1) / writing_s
+            if writing_s > 0
+            else 0.0,
             answer.finish_reason if answer else "",
             size_of(answer.state) if answer else 0,
         )

@@ -3,14 +3,16 @@
 from typing import Any
 
 CSS = """
-.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; padding-top: 10px !important; }
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
 #head { align-items: flex-start; flex-wrap: nowrap; }
 #introduction h1 { display: inline; font-size: 1.35em; margin-right: 0.5em; }
 #introduction p { display: inline; color: var(--body-text-color-subdued); }
 #theme { flex: none; min-width: 0 !important; width: auto; }
 #conversation-row { align-items: center; gap: 8px; }
-#conversations { padding: 0; border: none; background: none; }
+#conversations { border-width: 1px !important; }
 #chat .message img, #chat .message-row img { max-height: 160px; width: auto; }
+#chat .minimal-audio-player, #chat .minimal-audio-player .waveform-wrapper { height: auto; max-height: 64px; }
+#chat .message-row { margin-block: 6px; }
 #chat button[aria-label="Share"] { display: none; }  /* it would send the picture to another host */
 #figures { min-height: 1.6em; font-variant-numeric: tabular-nums; }
 #figures p { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
@@ -25,6 +27,8 @@ CSS = """
 #tags .confidence-set, #tags .label { font-family: var(--font); }
 footer { display: none !important; }
 @media (max-width: 640px) {
+  #introduction p { display: none; }
+  #chat { height: clamp(200px, 100dvh - 480px, 560px) !important; }
   #conversation-row { flex-wrap: wrap; }
   #conversations { flex: 1 0 100%; }
   #presets { flex-wrap: nowrap; overflow-x: auto; }

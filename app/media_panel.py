@@ -64,7 +64,5 @@ def heard(handlers: Handlers, question: gr.MultimodalTextbox, triggers: list[Any
             visible=hearing.head is not None,
             elem_id="tags",
         )
-    drawn = gr.on(
-        triggers, handlers.hear, question, [spectrogram, tags], api_name="hear", show_progress="hidden"
-    )
+    drawn = gr.on(triggers, handlers.hear, question, [spectrogram, tags], api_name="hear", show_progress="hidden")
     drawn.success(lambda drawn: gr.Column(visible=drawn is not None), spectrogram, place, **AT_ONCE)

@@ -68,7 +68,9 @@ def restore(data: bytes, shelf: Shelf, pipeline: Pipeline) -> list[Turn]:
     if metadata.get("format") != FORMAT:
         raise ValueError("the file is no saved conversation")
     if (model := metadata.get("model", "")) != pipeline.fingerprint:
-        raise ValueError(f"the conversation is one with model {model[:12]!r}..., this is {pipeline.fingerprint[:12]}...")
+        raise ValueError(
+            f"the conversation is one with model {model[:12]!r}..., this is {pipeline.fingerprint[:12]}..."
+        )
     try:
         transcript = json.loads(metadata.get("transcript", ""))
         _check(isinstance(transcript, list) and 0 < len(transcript) <= TURNS)
