@@ -26,6 +26,8 @@ from app.options import (
     InType,
     MaxNewTokens,
     Model,
+    ModelNames,
+    ModelsOpen,
     OnDevice,
     Seed,
     Temperature,
@@ -35,6 +37,7 @@ from app.options import (
 from app.output import print_json, print_stream, print_tags
 
 if TYPE_CHECKING:
+    from app.models import Models
     from mm_rwkv7.pipeline import Answer, Pipeline
     from mm_rwkv7.sampling import Sampling
     from mm_rwkv7.state import State
@@ -230,7 +233,8 @@ def embed(
 def app(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
-    model: Model = "nano",
+    model: ModelNames = None,
+    models_open: ModelsOpen = None,
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
     debug: Debug = False,
@@ -239,16 +243,17 @@ def app(
     from app.serving import check_address
 
     check_address(host, port)
-    pipeline = _pipeline(model, device, dtype)
+    models = _models(model, device, dtype, models_open)
     from app.serving import serve
 
-    serve(pipeline, host, port)
+    serve(models, host, port)
 
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    model: Model = "nano",
+    model: ModelNames = None,
+    models_open: ModelsOpen = None,
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
     api_key: Annotated[
@@ -278,11 +283,10 @@ def serve(
     config = ServerConfig(api_key, page_password or api_key, tuple(fetch_from or ()))
     check_exposed(host, api_key, insecure)
     check_address(host, port)
-    pipeline = _pipeline(model, device, dtype)
-    from app.engine import EngineConfig
+    models = _models(model, device, dtype, models_open, slots=slots)
     from app.server import serve as run
 
-    run(pipeline, host, port, config, EngineConfig(slots))
+    run(models, host, port, config)
 
 
 def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
@@ -320,6 +324,22 @@ def _pipeline(model: str, device: str, dtype: str) -> "Pipeline":
     from mm_rwkv7.pipeline import Pipeline
 
     return Pipeline.from_pretrained(model, device, dtype)
+
+
+def _models(sources: list[str] | None, device: str, dtype: str, at_once: int | None, **config: Any) -> "Models":
+    """Nothing is opened yet; the files that are there already are looked for."""
+    from app.engine import Engine, EngineConfig
+    from app.models import Models
+    from mm_rwkv7.weights import locate
+
+    sources = sources or ["nano"]
+    for source in sources:
+        locate(source)
+
+    def open_engine(source: str) -> Engine:
+        return Engine(_pipeline(source, device, dtype), EngineConfig(**config))
+
+    return Models(sources, open_engine, at_once or len(sources))
 
 
 def _sampling(max_new_tokens: int | None, temperature: float, top_p: float, top_k: int, seed: int | None) -> "Sampling":

@@ -1,14 +1,20 @@
 """Several models behind one page or server, each with its own engine."""
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import PurePath
+from typing import TypeVar, cast
 
 from app.engine import Engine
-from app.requests import Busy
+from app.requests import Busy, Request, Ticket
+from mm_rwkv7.pipeline import Pipeline
+
+Result = TypeVar("Result")
 
 Engines = Callable[[str], AbstractContextManager[Engine]]  # a model's name -> its engine, for as long as it is used
 
@@ -52,7 +58,7 @@ class Models:
             names = ", ".join(map(public_name, sources))
             raise ValueError(f"two models would have one name among {names}: the last parts of their paths must differ")
         self._open_engine, self._at_once = open_engine, at_once
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a ticket may be found unused, and its engine given back, in the midst of this
         self._clock = count(1)
 
     @property
@@ -68,9 +74,7 @@ class Models:
     def use(self, name: str) -> Iterator[Engine]:
         """A model's engine, which stays open until this is left; it may have to be opened first. ValueError for a name
         that is none, `Busy` when as many others are in use as may be open."""
-        place = self._places.get(name)
-        if place is None:
-            raise ValueError(f"there is no model {name[:80]!r}, expected one of {', '.join(self._places)}")
+        place = self._place(name)
         closing = self._enter(place)
         try:
             if closing is not None:
@@ -85,6 +89,25 @@ class Models:
                 place.used = next(self._clock)
                 place.taken = place.engine is not None or place.users > 0
 
+    @contextmanager
+    def served(self) -> Iterator["Engine | Models"]:
+        """What a page or a server is built around: the engine where there is one model, or else all of this, which is
+        closed in the end. The usual model is opened, so that what is wrong with it is said at once."""
+        try:
+            with self.use(self.names[0]) as engine:
+                if len(self.names) == 1:
+                    yield engine
+            if len(self.names) > 1:
+                yield self
+        finally:
+            self.close()
+
+    def engine(self, name: str) -> Engine:
+        """What stands for a model's engine, to be held for any time: each request and each call opens the engine if it
+        must, and keeps it open until it has ended or nobody waits for it. ValueError for a name that is none."""
+        self._place(name)
+        return cast(Engine, _Standing(self, name))
+
     def close(self) -> None:
         """Close every engine that is open."""
         for place in self._places.values():
@@ -92,6 +115,12 @@ class Models:
                 if place.engine is not None:
                     place.engine.close()
                 place.engine, place.taken = None, False
+
+    def _place(self, name: str) -> _Place:
+        place = self._places.get(name)
+        if place is None:
+            raise ValueError(f"there is no model {name[:80]!r}, expected one of {', '.join(self._places)}")
+        return place
 
     def _enter(self, place: _Place) -> Engine | None:
         """Count a user in; an engine that must be closed for this one."""
@@ -107,3 +136,28 @@ class Models:
                 place.taken = True
             place.users += 1
             return closing
+
+
+class _Standing:
+    """As much of an engine as a conversation needs."""
+
+    def __init__(self, models: Models, name: str) -> None:
+        self._models, self._name = models, name
+
+    @property
+    def pipeline(self) -> Pipeline:
+        with self._models.use(self._name) as engine:
+            return engine.pipeline
+
+    def submit(self, request: Request) -> Ticket:
+        with ExitStack() as using:
+            ticket = using.enter_context(self._models.use(self._name)).submit(request)
+            weakref.finalize(ticket, using.pop_all().close).atexit = False
+            return ticket
+
+    def call(self, function: Callable[[Pipeline], Result]) -> "Future[Result]":
+        with ExitStack() as using:
+            future = using.enter_context(self._models.use(self._name)).call(function)
+            done = using.pop_all()
+            future.add_done_callback(lambda _: done.close())
+            return future

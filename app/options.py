@@ -25,6 +25,21 @@ Model = Annotated[
     str,
     typer.Option(help="nano (bundled), hf:OWNER/REPOSITORY[/FILE], or a checkpoint's folder or file.", metavar="MODEL"),
 ]
+ModelNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        help="As for `ask`, nano if not given. Given several times, they can be chosen by name, and the first is the "
+        "usual one.",
+        metavar="MODEL",
+    ),
+]
+ModelsOpen = Annotated[
+    int | None,
+    typer.Option(
+        "--models-open", min=1, help="Models in memory at once, all if not given; for another, an idle one is closed."
+    ),
+]
 OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if there is one.")]
 InType = Annotated[
     DType,

@@ -13,19 +13,21 @@ from app.api.chat import add_chat
 from app.api.completions import add_completions
 from app.api.config import ServerConfig
 from app.api.embeddings import add_embeddings
-from app.api.errors import ErrorBody, add_handlers
+from app.api.errors import ErrorBody, Refused, add_handlers
 from app.api.guard import Guard, may_enter, wrong_key
 from app.api.service import Service
+from app.api.several import Several, front
 from app.api.states import add_states
 
 if TYPE_CHECKING:
     from gradio import Blocks
 
-    from app.engine import Engine, EngineConfig
-    from mm_rwkv7.pipeline import Pipeline
+    from app.engine import Engine
+    from app.models import Models
 
 PAGE_USER = "mm-rwkv7"
 GRACE_S = 10  # for answers under way when the server ends
+MOST_INSIDE = 256  # requests for each of several models: their own interfaces count more exactly
 MORE = 32  # requests inside besides those that the engine takes: they are refused, or ask for no answer
 
 
@@ -41,19 +43,19 @@ def check_exposed(host: str, api_key: str | None, insecure: bool) -> None:
         )
 
 
-def serve(pipeline: "Pipeline", host: str, port: int, config: ServerConfig, engine_config: "EngineConfig") -> None:
+def serve(models: "Models", host: str, port: int, config: ServerConfig) -> None:
     """Serve the interface and the page until interrupted."""
     import uvicorn
 
     from app.api.connections import Connection
-    from app.engine import Engine
     from app.page import build
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is a file
-    with Engine(pipeline, engine_config) as engine:
-        app = create(engine, config, build(engine))
-        print(f"mm-rwkv7 ({pipeline.name}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
+    with models.served() as served:
+        app = create(served, config, build(served))
+        names = ", ".join(models.names)
+        print(f"mm-rwkv7 ({names}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
         uvicorn.run(
             app,
             host=host,
@@ -65,26 +67,59 @@ def serve(pipeline: "Pipeline", host: str, port: int, config: ServerConfig, engi
         )
 
 
-def create(engine: "Engine", config: ServerConfig, page: "Blocks | None" = None) -> FastAPI:
-    """The application around an engine, which stays the caller's to close; with a page, that is mounted at /."""
-    service = Service(engine, config)
+def create(served: "Engine | Models", config: ServerConfig, page: "Blocks | None" = None) -> FastAPI:
+    """The application around an engine or several models, which stay the caller's to close; with a page, that is
+    mounted at /."""
+    from app.engine import Engine
+
     app = FastAPI(title="mm-rwkv7", docs_url=None, redoc_url=None, openapi_url=None)
+    if isinstance(served, Engine):
+        _one(app, Service(served, config))
+    else:
+        _several(app, Several(served, config, _interface))
+    if page is not None:
+        _mount(app, page, config.page_password)
+    return app
+
+
+def _one(app: FastAPI, service: Service) -> None:
     app.mount("/v1", _interface(service))
 
     @app.get("/healthz")
     async def health() -> Response:
-        alive = engine.alive
+        alive = service.engine.alive
         return JSONResponse({"status": "ok" if alive else "failed", "model": service.model}, 200 if alive else 503)
 
     @app.get("/metrics")
     async def metrics(http: HttpRequest) -> Response:
-        if not may_enter(dict(http.scope["headers"]), config.api_key):
+        if not may_enter(dict(http.scope["headers"]), service.config.api_key):
             return wrong_key().response
-        return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        return _figures(service)
 
-    if page is not None:
-        _mount(app, page, config.page_password)
-    return app
+
+def _several(app: FastAPI, several: Several) -> None:
+    at_once = len(several.models.names) * MOST_INSIDE
+    app.mount("/v1", Guard(front(several), several.config, at_once, None))
+
+    @app.get("/healthz")
+    async def health() -> Response:
+        failed = [name for name, engine in several.models.open.items() if not engine.alive]
+        told = {"status": "failed" if failed else "ok", "models": several.models.names, "failed": failed}
+        return JSONResponse(told, 503 if failed else 200)
+
+    @app.get("/metrics")
+    async def metrics(http: HttpRequest, model: str = several.models.names[0]) -> Response:
+        if not may_enter(dict(http.scope["headers"]), several.config.api_key):
+            return wrong_key().response
+        try:
+            service = several.service(model)
+        except Refused as error:
+            return error.response
+        return Response(status_code=204) if service is None else _figures(service)
+
+
+def _figures(service: Service) -> Response:
+    return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _mount(app: FastAPI, page: "Blocks", password: str | None) -> None:

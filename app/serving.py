@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradio import Blocks
 
-    from mm_rwkv7.pipeline import Pipeline
+    from app.models import Models
 
 LARGEST_UPLOAD = "20mb"
 AT_ONCE = 24  # answers written side by side: each takes one of the page's 40 threads
@@ -23,15 +23,15 @@ def check_address(host: str, port: int) -> None:
         raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; --port takes another") from error
 
 
-def serve(pipeline: "Pipeline", host: str, port: int) -> None:
+def serve(models: "Models", host: str, port: int) -> None:
     """Serve the page until interrupted."""
-    from app.engine import Engine
     from app.page import build
 
-    with Engine(pipeline) as engine:
-        page = build(engine)
+    with models.served() as served:
+        page = build(served)
         launch(page, host, port)
-        print(f"mm-rwkv7 ({pipeline.name}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
+        names = ", ".join(models.names)
+        print(f"mm-rwkv7 ({names}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
         page.block_thread()
 
 

@@ -17,9 +17,9 @@ class Left(Exception):  # noqa: N818
 
 class Guard:
     """An ASGI middleware. It reads a request's whole body, at most `body_bytes` within `body_s`, before anything else
-    looks at it, and of at most `at_once` requests."""
+    looks at it, and of at most `at_once` requests. `metrics` is None where others count."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, at_once: int, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig, at_once: int, metrics: Metrics | None) -> None:
         self.app, self.config, self.at_once, self.metrics = app, config, at_once, metrics
         self.inside = 0
 
@@ -50,7 +50,8 @@ class Guard:
         finally:
             self.inside -= 1
             route = scope.get("route")
-            self.metrics.count(scope.get("root_path", "") + getattr(route, "path", "/..."), status)
+            if self.metrics is not None:
+                self.metrics.count(scope.get("root_path", "") + getattr(route, "path", "/..."), status)
 
     async def _admit(self, scope: Scope, receive: Receive) -> bytes:
         headers: dict[bytes, bytes] = dict(scope["headers"])
