@@ -83,15 +83,15 @@ def create(engine: "Engine", config: ServerConfig, page: "Blocks | None" = None)
         return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     if page is not None:
-        _mount(app, page, config.page_password)
+        _mount(app, page, engine, config.page_password)
     return app
 
 
-def _mount(app: FastAPI, page: "Blocks", password: str | None) -> None:
+def _mount(app: FastAPI, page: "Blocks", engine: "Engine", password: str | None) -> None:
     import gradio
 
     from app.look import CSS, theme
-    from app.serving import AT_ONCE, LARGEST_UPLOAD, WAITING
+    from app.serving import AT_ONCE, WAITING, largest_upload
 
     page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
     gradio.mount_gradio_app(
@@ -100,7 +100,7 @@ def _mount(app: FastAPI, page: "Blocks", password: str | None) -> None:
         path="/",
         auth=None if password is None else (PAGE_USER, password),
         show_error=False,
-        max_file_size=LARGEST_UPLOAD,
+        max_file_size=largest_upload(engine),
         ssr_mode=False,
         run_history=False,
         theme=theme(),

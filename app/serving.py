@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradio import Blocks
 
+    from app.engine import Engine
     from mm_rwkv7.pipeline import Pipeline
 
-LARGEST_UPLOAD = "20mb"
+LARGEST_UPLOAD = 20 << 20  # bytes of a picture or a sound
 AT_ONCE = 24  # answers written side by side: each takes one of the page's 40 threads
 WAITING = 64
 
@@ -30,12 +31,19 @@ def serve(pipeline: "Pipeline", host: str, port: int) -> None:
 
     with Engine(pipeline) as engine:
         page = build(engine)
-        launch(page, host, port)
+        launch(page, engine, host, port)
         print(f"mm-rwkv7 ({pipeline.name}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
         page.block_thread()
 
 
-def launch(page: "Blocks", host: str, port: int) -> None:
+def largest_upload(engine: "Engine") -> int:
+    """Bytes: a saved conversation holds at least two of the model's states."""
+    from app.state_files import state_bytes
+
+    return max(LARGEST_UPLOAD, 3 * state_bytes(engine.pipeline))
+
+
+def launch(page: "Blocks", engine: "Engine", host: str, port: int) -> None:
     """Start the page's server and return. Nothing is fetched from elsewhere, and nothing sent there."""
     from app.look import CSS, theme
 
@@ -47,7 +55,7 @@ def launch(page: "Blocks", host: str, port: int) -> None:
         css=CSS,
         share=False,
         ssr_mode=False,
-        max_file_size=LARGEST_UPLOAD,
+        max_file_size=largest_upload(engine),
         run_history=False,
         quiet=True,
         prevent_thread_lock=True,
