@@ -39,8 +39,10 @@ def chat_tab(handlers: Handlers) -> None:
             question = _question(senses)
             with gr.Row(elem_id="presets"):
                 buttons = [gr.Button(label, size="sm", min_width=90) for label in handlers.presets]
+                tagging = model.sound is not None and model.sound.head is not None
+                tags = gr.Button("Tags", size="sm", min_width=60, visible=tagging, elem_id="tag")
         with gr.Column(scale=4, min_width=300):
-            heard(handlers, question, [question.submit])
+            heard(handlers, question, [question.submit, *(button.click for button in buttons)], tags)
             examples(handlers, question)
             if model.tower is not None:
                 camera(question)
@@ -50,7 +52,7 @@ def chat_tab(handlers: Handlers) -> None:
     writing: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
     answered = [question.submit(handlers.ask, [question, *controls], shown, api_name="ask", **writing)]
     for number, (button, label) in enumerate(zip(buttons, handlers.presets, strict=True)):
-        name = {"api_name": "describe"} if number == 0 else {"api_visibility": "private"}
+        name: dict[str, Any] = {"api_name": "describe"} if number == 0 else {"api_visibility": "private"}
         answered.append(button.click(handlers.preset_of(label), [question, *controls], shown, **name, **writing))
     answered.append(chat.retry(handlers.retry, controls, shown, api_name="retry", **writing))
     answered.append(chat.edit(handlers.edit, controls, shown, api_visibility="private", **writing))

@@ -99,13 +99,11 @@ class Conversation:
         """Say something and have it answered. Closing the iterator ends the writing and forgets it.
 
         Without `remember` the words come after the latest pictures and sounds alone, as if nothing else had been said.
-        ValueError for what cannot be read, for no words, while an answer is being written, and for a state that is gone.
+        ValueError for what cannot be read, for no words, while an answer is written, and for a state that is gone.
         """
-        opened = self.turns[-1].opened if self.turns else NOTHING
-        if remember:
-            before = self.turns[-1].after if self.turns else NOTHING
-        else:
-            before = NOTHING if media else opened
+        opened, after = (self.turns[-1].opened, self.turns[-1].after) if self.turns else (NOTHING, NOTHING)
+        alone = NOTHING if media else opened
+        before = after if remember else alone
         return self._say(self.turns, Turn(tuple(media), text, "", before, opened, NOTHING), sampling)
 
     def edit(self, number: int, text: str, sampling: Sampling) -> Iterator[Progress]:
@@ -123,8 +121,8 @@ class Conversation:
         return self.edit(len(self.turns) - 1, self.turns[-1].text, sampling)
 
     def undo(self) -> Turn:
-        """Take the last turn back, and return it. Nothing is computed. ValueError where nothing was said, while an answer
-        is being written, and when the state before it is gone."""
+        """Take the last turn back, and return it. Nothing is computed. ValueError where nothing was said, while an
+        answer is written, and when the state before it is gone."""
         with self._alone():
             if not self.turns:
                 raise ValueError("nothing was said yet")

@@ -14,6 +14,7 @@ from app import chat_view
 from app.conversation import Conversation, Progress
 from app.engine import Engine
 from app.heard import hear
+from app.media import is_sound
 from app.presets import presets
 from app.requests import Busy, Cancelled
 from app.saved import restore, save
@@ -140,13 +141,24 @@ class Handlers:
 
     def hear(self, message: Said | None) -> Update:
         """What the last sound of a message looks like to the model, and the likeliest labels: (spectrogram, tags)."""
-        model = self.engine.pipeline.model
-        with _refusals_as_messages((message or {}).get("files", [])):
-            sounds = [one for one in read_uploads((message or {}).get("files", [])) if one.kind == "audio"]
-            if not sounds or model.sound is None:
+        files = (message or {}).get("files", [])
+        with _refusals_as_messages(files):
+            sounds = [one for one in read_uploads(files) if one.kind == "audio"]
+            if not sounds or self.engine.pipeline.model.sound is None:
                 return gr.skip(), gr.skip()
             sound, tags = hear(self.engine, sounds[-1].path)
             return draw(sound), dict(tags) or None
+
+    def tag(self, message: Said | None, request: gr.Request) -> Update:
+        """The same of the sound that was sent last, if there is none in the message."""
+        files = list((message or {}).get("files", []))
+        turns = self._visitor(request).current.turns
+        sent = [one.path for turn in turns for one in turn.media if one.kind == "audio" and Path(one.path).exists()]
+        if not any(map(is_sound, files)):
+            files = sent[-1:]
+        if not files:
+            raise gr.Error("there is no sound yet, send one first", print_exception=False)
+        return self.hear({"text": "", "files": files})
 
     def leave(self, request: gr.Request) -> None:
         """The tab was closed."""
@@ -203,12 +215,12 @@ class Handlers:
 def _box(writing: bool, said: Said | None = None) -> Any:
     """The question box: Stop in the place of Send while an answer is being written, and what it holds, if that
     changes."""
-    held = {} if said is None else {"value": said}
+    held: dict[str, Any] = {} if said is None else {"value": said}
     return gr.MultimodalTextbox(submit_btn=not writing, stop_btn=writing, **held)
 
 
 def _choice(visitor: Visitor) -> Any:
-    return gr.Dropdown(choices=visitor.titles, value=visitor.shown)  # type: ignore[arg-type]
+    return gr.Dropdown(choices=visitor.titles, value=visitor.shown)
 
 
 def _index(index: Any) -> int:

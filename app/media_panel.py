@@ -43,8 +43,8 @@ def _with_picture(message: dict[str, Any] | None, path: str | None) -> tuple[Any
     return {"text": said["text"], "files": [*said["files"], path]}, None
 
 
-def heard(handlers: Handlers, question: gr.MultimodalTextbox, triggers: list[Any]) -> None:
-    """The spectrogram and the tags of the sound that was sent last."""
+def heard(handlers: Handlers, question: gr.MultimodalTextbox, sent: list[Any], asked: gr.Button) -> None:
+    """The spectrogram and the tags of the sound that was sent last, with a message or before `asked` for them."""
     hearing = handlers.engine.pipeline.model.sound
     if hearing is None:
         return
@@ -64,5 +64,8 @@ def heard(handlers: Handlers, question: gr.MultimodalTextbox, triggers: list[Any
             visible=hearing.head is not None,
             elem_id="tags",
         )
-    drawn = gr.on(triggers, handlers.hear, question, [spectrogram, tags], api_name="hear", show_progress="hidden")
-    drawn.success(lambda drawn: gr.Column(visible=drawn is not None), spectrogram, place, **AT_ONCE)
+    shown = [spectrogram, tags]
+    drawn = gr.on(sent, handlers.hear, question, shown, api_name="hear", show_progress="hidden")
+    again = asked.click(handlers.tag, question, shown, api_visibility="private", show_progress="hidden")
+    for event in (drawn, again):
+        event.success(lambda drawn: gr.Column(visible=drawn is not None), spectrogram, place, **AT_ONCE)

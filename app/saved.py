@@ -130,20 +130,25 @@ def _turn(told: Any, tensors: dict[str, Tensor], handles: dict[str, Handle]) -> 
             return b"lost"  # which no shelf has
         return NOTHING if number == EMPTY else handles[f"states.{number}"]
 
-    texts = (told["text"], told["answer"])
-    _check(all(isinstance(text, str) for text in texts))
+    texts = (_text(told["text"]), _text(told["answer"]))
     media = tuple(_medium(one, tensors) for one in told["media"])
     return Turn(media, *texts, handle("begins"), handle("opened"), handle("after"))
 
 
 def _medium(told: Any, tensors: dict[str, Tensor]) -> Medium:
     kind, name = told["kind"], told["name"]
-    _check(kind in ("image", "audio") and isinstance(name, str))
+    _check(kind in ("image", "audio"))
     preview = b""
     if "preview" in told:
         preview = bytes(tensors[f"previews.{int(told['preview'])}"].numpy())
         _check_preview(preview)
-    return Medium(kind, Path(name).name[:200], preview=preview)
+    return Medium(kind, Path(_text(name)).name[:200], preview=preview)
+
+
+def _text(told: Any) -> str:
+    _check(isinstance(told, str))
+    told.encode()  # JSON may hold halves of characters
+    return str(told)
 
 
 def _check_preview(data: bytes) -> None:

@@ -78,7 +78,7 @@ def create(served: "Engine | Models", config: ServerConfig, page: "Blocks | None
     else:
         _several(app, Several(served, config, _interface))
     if page is not None:
-        _mount(app, page, config.page_password)
+        _mount(app, page, served, config.page_password)
     return app
 
 
@@ -122,11 +122,11 @@ def _figures(service: Service) -> Response:
     return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _mount(app: FastAPI, page: "Blocks", password: str | None) -> None:
+def _mount(app: FastAPI, page: "Blocks", served: "Engine | Models", password: str | None) -> None:
     import gradio
 
     from app.look import CSS, theme
-    from app.serving import AT_ONCE, LARGEST_UPLOAD, WAITING
+    from app.serving import AT_ONCE, WAITING, largest_upload
 
     page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
     gradio.mount_gradio_app(
@@ -135,7 +135,7 @@ def _mount(app: FastAPI, page: "Blocks", password: str | None) -> None:
         path="/",
         auth=None if password is None else (PAGE_USER, password),
         show_error=False,
-        max_file_size=LARGEST_UPLOAD,
+        max_file_size=largest_upload(served),
         ssr_mode=False,
         run_history=False,
         theme=theme(),
