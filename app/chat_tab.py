@@ -53,7 +53,7 @@ def chat_tab(handlers: Handlers) -> None:
     answered = [question.submit(handlers.ask, [question, *controls], shown, api_name="ask", **writing)]
     for number, (button, label) in enumerate(zip(buttons, handlers.presets, strict=True)):
         name: dict[str, Any] = {"api_name": "describe"} if number == 0 else {"api_visibility": "private"}
-        answered.append(button.click(handlers.preset_of(label), [question, *controls], shown, **name, **writing))
+        answered.append(button.click(handlers.preset(label), [question, *controls], shown, **name, **writing))
     answered.append(chat.retry(handlers.retry, controls, shown, api_name="retry", **writing))
     answered.append(chat.edit(handlers.edit, controls, shown, api_visibility="private", **writing))
     for event in answered:

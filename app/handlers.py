@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +66,18 @@ class Handlers:
             asked = conversation.ask(text, media, _sampling(*controls), remember)
             yield from self._updates(visitor, conversation, asked, "")
 
-    def preset(self, label: str, message: Said | None, request: gr.Request, *controls: Any) -> Iterator[Update]:
-        """Ask what a button says, about the files of `message` or about what was sent before. Its text stays. The
-        controls are those of `ask`, in its order."""
-        said = message or {"text": "", "files": []}
-        asked = {"text": self.presets[label], "files": said["files"]}
-        for number, (chat, question, *rest) in enumerate(self.ask(asked, request, *controls)):
-            yield chat, _box(True, {"text": said["text"], "files": []}) if number == 0 else question, *rest
+    def preset(self, label: str) -> Any:
+        """The handler of a button."""
 
-    def preset_of(self, label: str) -> Any:
-        return partial(self.preset, label)
+        def asked(message: Said | None, request: gr.Request, remember: bool, *controls: Any) -> Iterator[Update]:
+            """Ask what the button says, about the files of `message` or about what was sent before. Its text stays. The
+            controls are those of `ask`, in its order."""
+            held = message or {"text": "", "files": []}
+            said = {"text": self.presets[label], "files": held["files"]}
+            for number, (chat, question, *rest) in enumerate(self.ask(said, request, remember, *controls)):
+                yield chat, _box(True, {"text": held["text"], "files": []}) if number == 0 else question, *rest
+
+        return asked
 
     def edit(self, event: gr.EditData, request: gr.Request, remember: bool, *controls: Any) -> Iterator[Update]:
         """Say something else in the place of a message, and have it answered."""
