@@ -41,7 +41,7 @@ def picked_chat(models: Models, model: gr.components.Component) -> Leave:
         for block in drawn:
             # Gradio tells inputs from outputs by the page's events, and does not look at those of what is drawn later.
             if getattr(block, "interactive", False) is None and not isinstance(block, gr.Chatbot):
-                block.interactive = True  # type: ignore[attr-defined]
+                block.interactive = True
         named = {block.elem_id: block for block in drawn}
         shown = [named[elem_id] for elem_id in ("chat", "question", "figures", "conversations")]
         once = gr.Timer(0.1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mm_rwkv7.decode import Stepper
-from mm_rwkv7.rwkv7 import RWKV7
+from mm_rwkv7.rwkv7 import RWKV7, Block
 from mm_rwkv7.state import State
 from mm_rwkv7.token_shift import token_shift
 
@@ -41,6 +41,7 @@ def _decays(lm: RWKV7, x: Tensor, state: State) -> Tensor:
     config = lm.config
     x, v_first, found = lm.ln0(x[None]), None, []
     for block, layer in zip(lm.blocks, state.layers, strict=True):
+        assert isinstance(block, Block)
         normed = block.ln1(x)
         dx, _ = token_shift(normed, layer.att_shift, None)
         log_w = block.time_mix.log_decay(torch.addcmul(normed, dx, block.time_mix.x_w.to(normed.dtype)))
