@@ -19,6 +19,7 @@ def examples(handlers: Handlers, question: gr.MultimodalTextbox) -> None:
     if shown:
         said = [[{"text": text, "files": [path]}] for path, text in shown]
         gr.Examples(said, [question], label="Examples", examples_per_page=len(said), elem_id="examples")
+        question.keep_in_cache |= question.temp_files  # or these would go as old uploads do
 
 
 def camera(question: gr.MultimodalTextbox) -> None:
