@@ -1,5 +1,6 @@
 """Which engines are open, and that nobody loses the one in use."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.cli import main
 from app.models import Models, public_name
 from app.requests import Busy
 
@@ -111,3 +113,12 @@ def test_many_threads_share_what_is_open(opening: Any, opened: list[Fake], seed:
     assert not failures, f"seed {seed}"
     assert len(models.open) <= 2
     assert sum(not engine.closed for engine in opened) == len(models.open), f"seed {seed}"
+
+
+def test_every_model_is_looked_for_before_any_is_opened(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for names, said in ((["nano", "/none/such"], "model '/none/such' does not exist"), (["nano", "nano"], "one name")):
+        given = [word for name in names for word in ("--model", name)]
+        assert main(["app", "--port", str(port), *given]) == 2
+        assert said in capsys.readouterr().err
