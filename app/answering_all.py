@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from app.engine import Engine
-from app.media import is_sound, user_message
+from app.media import user_message
 from app.refusals import without_folder
 from app.requests import Busy, Request, Ticket
-from app.uploads import check_length
+from app.uploads import part_of
 from mm_rwkv7.sampling import Sampling
 
 READERS = 2  # files that are decoded at once: a large picture takes 100 MB
@@ -61,13 +61,9 @@ async def answer_all(
 
 
 def _asking(engine: Engine, path: str, question: str) -> list[dict[str, Any]]:
-    """A file is told apart by its content; the engine's reader says what is wrong with it."""
-    kind = "audio" if is_sound(path) else "image"
-    if kind == "audio":
-        check_length(path)
-    template = engine.pipeline.model.config.template
-    usual = template.sound_caption if kind == "audio" else template.caption
-    return user_message(question.strip() or usual, [{"type": kind, kind: path}])
+    template, part = engine.pipeline.model.config.template, part_of(path)
+    usual = template.sound_caption if part["type"] == "audio" else template.caption
+    return user_message(question.strip() or usual, [part])
 
 
 async def _submitted(engine: Engine, request: Request) -> Ticket:

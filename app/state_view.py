@@ -13,6 +13,7 @@ from app.prompts import Prompt, prepare
 from app.refusals import refusals_as_messages
 from app.requests import Request, Ticket
 from app.row import Row
+from app.uploads import part_of
 from mm_rwkv7.generate import Writer
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.remembering import Remembered, remember
@@ -26,35 +27,31 @@ EXAMPLE = "The red ball lies under the table. Where is the ball?"
 def add_state_view(engines: Engines, model: gr.components.Component) -> None:
     """The tab's components, inside the running `gr.Blocks`. `model` holds the name of the model that is asked."""
 
-    def look(name: str, picture: str | None, sound: str | None, text: str) -> Iterator[tuple[Any, Any]]:
-        """Read a text, after a picture and a sound if there are any, and draw the state after each token."""
-        media = [("image", picture), ("audio", sound)]
-        with refusals_as_messages([path for _, path in media if path]), engines(name) as engine:
-            parts: list[dict[str, Any]] = [{"type": kind, kind: path} for kind, path in media if path]
+    def look(name: str, medium: str | None, text: str) -> Iterator[tuple[Any, Any]]:
+        """Read a text, after a picture or a sound if there is one, and draw the state after each token."""
+        with refusals_as_messages([medium] if medium else []), engines(name) as engine:
+            parts: list[dict[str, Any]] = [] if medium is None else [part_of(medium)]
             if text.strip():
                 parts.append({"type": "text", "text": text})
             for step in trace(engine, [{"role": "user", "content": parts}]):
                 if isinstance(step, str):
                     yield step, gr.skip()
                 else:
-                    seen, tokens = step
-                    yield "", draw(seen, tokens)
+                    yield "", draw(*step)
 
     gr.Markdown(
         "How large each head's part of the state is after every token that is read, and how much of it each step "
         "keeps. Point at a column to see its token."
     )
     text = gr.Textbox(EXAMPLE, label="Text", lines=3, max_lines=8, elem_id="remembered-text")
-    with gr.Accordion("A picture or a sound before it", open=False), gr.Row():
-        picture = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], height=200)
-        sound = gr.Audio(label="Sound", type="filepath", sources=["upload"], buttons=[])
+    with gr.Accordion("A picture or a sound before it", open=False):
+        medium = gr.File(label="Picture or sound", file_types=["image", "audio"], height=140, elem_id="look-medium")
     with gr.Row():
         run = gr.Button("Look", variant="primary", min_width=110, elem_id="look")
         stop = gr.Button("Stop", variant="stop", min_width=110)
     progress = gr.Markdown(elem_id="look-progress")
     maps = gr.HTML(css_template=CSS, apply_default_css=False, elem_id="maps")
-    inputs = [model, picture, sound, text]
-    looking = run.click(look, inputs, [progress, maps], api_name="look", show_progress="hidden")
+    looking = run.click(look, [model, medium, text], [progress, maps], api_name="look", show_progress="hidden")
     stop.click(lambda: "", None, progress, cancels=looking, queue=False, api_visibility="private")
 
 

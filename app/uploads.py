@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from app.conversation import Medium
 from app.media import is_sound, read_medium
@@ -17,6 +18,15 @@ def read_uploads(paths: Sequence[str]) -> list[Medium]:
     if len(paths) > MOST:
         raise ValueError(f"there are {len(paths)} pictures and sounds, expected at most {MOST}")
     return [_read(path) for path in paths]
+
+
+def part_of(path: str) -> dict[str, Any]:
+    """A file as a message holds it, not read yet: what reads it says what is wrong with it. ValueError for too long a
+    sound."""
+    kind = "audio" if is_sound(path) else "image"
+    if kind == "audio":
+        check_length(path)
+    return {"type": kind, kind: path}
 
 
 def _read(path: str) -> Medium:
