@@ -79,6 +79,7 @@ def _chat(senses: list[str]) -> gr.Chatbot:
         placeholder=ask,
         render_markdown=False,  # an answer is plain text: nothing in it becomes a link or a picture
         editable="user",
+        group_consecutive_messages=False,  # Gradio 6.31 fails to edit a text that shares its bubble with a picture
         feedback_options=None,
         buttons=["copy"],
         elem_id="chat",
