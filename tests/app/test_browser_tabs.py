@@ -106,7 +106,7 @@ def test_many_files_a_long_text_and_the_state(
     with tab.expect_file_chooser() as chooser:
         tab.click("#document-bring")
     chooser.value.set_files({"name": "x.safetensors", "mimeType": "application/octet-stream", "buffer": b"no state"})
-    tab.wait_for_selector("text=x.safetensors is not a state file")
+    tab.wait_for_selector("text=is not a state file")
 
     tab.click("role=tab[name='What it remembers']")
     tab.fill("#remembered-text textarea", "a <b>red</b> square")
