@@ -11,7 +11,10 @@ CSS = """
 #conversation-row { align-items: center; gap: 8px; }
 #conversations { border-width: 1px !important; }
 #chat .message img, #chat .message-row img { max-height: 160px; width: auto; }
-#chat .minimal-audio-player, #chat .minimal-audio-player .waveform-wrapper { height: auto; max-height: 64px; }
+#conversations input { text-overflow: ellipsis; }
+#chat .minimal-audio-player { height: 48px; }
+#chat .minimal-audio-player .waveform-wrapper { height: 40px; display: flex; align-items: center; overflow: hidden; }
+#chat .minimal-audio-player .waveform-wrapper > div { flex: 1; }
 #chat .message-row { margin-block: 6px; }
 #chat button[aria-label="Share"] { display: none; }  /* it would send the picture to another host */
 #figures { min-height: 1.6em; font-variant-numeric: tabular-nums; }

@@ -7,7 +7,8 @@ LONG_WORD = 3  # letters; shorter words may well be spelled
 
 def presets(pipeline: Pipeline) -> dict[str, str]:
     """What stands on each button, and what it asks. Captions are those of the model's template."""
-    template, found = pipeline.model.config.template, {}
+    template = pipeline.model.config.template
+    found: dict[str, str] = {}
     if pipeline.model.tower is not None:
         found |= {
             "Describe": template.caption,

@@ -207,7 +207,9 @@ def test_a_conversation_is_saved_and_restored(
         assert download.value.suggested_filename == "conversation.safetensors"
         second = _ask(tab, "Where is it?")
     with _opened(browser_path, listening_page) as tab:
-        for path, seen in ((file, 1), (pictures["red"], 0)):
+        bad = tmp_path / "bad.safetensors"
+        bad.write_text("no conversation")
+        for path, seen in ((file, 1), (bad, 0)):
             with tab.expect_file_chooser() as chooser:
                 tab.click("#restore")
             chooser.value.set_files(path)
