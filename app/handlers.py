@@ -1,7 +1,6 @@
 """What the page does when something is pressed. Each handler gives the new values of the components it names."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from app.engine import Engine
 from app.heard import hear
 from app.media import is_sound
 from app.presets import presets
-from app.requests import Busy, Cancelled
+from app.refusals import refusals_as_messages
 from app.saved import restore, save
 from app.spectrogram import draw
 from app.uploads import read_uploads
@@ -55,7 +54,7 @@ class Handlers:
         """Answer a message of words, pictures and sounds, {"text": ..., "files": [...]}. A picture or a sound without
         words is described."""
         files = (message or {}).get("files", [])
-        with _refusals_as_messages(files):
+        with refusals_as_messages(files):
             text, media = (message or {}).get("text", ""), read_uploads(files)
             template = self.engine.pipeline.model.config.template
             if media and not text.strip() and not template.wordless:
@@ -83,7 +82,7 @@ class Handlers:
         """Say something else in the place of a message, and have it answered."""
         visitor = self._visitor(request)
         conversation = visitor.current
-        with _refusals_as_messages():
+        with refusals_as_messages():
             number = chat_view.turn_of(conversation.turns, _index(event.index))
             asked = conversation.edit(number, str(event.value), _sampling(*controls))
             yield from self._updates(visitor, conversation, asked)
@@ -92,13 +91,13 @@ class Handlers:
         """Answer the last message once more."""
         visitor = self._visitor(request)
         conversation = visitor.current
-        with _refusals_as_messages():
+        with refusals_as_messages():
             yield from self._updates(visitor, conversation, conversation.regenerate(_sampling(*controls)))
 
     def undo(self, request: gr.Request) -> Update:
         """Take the last message and its answer back; it is in the question box then."""
         visitor = self._visitor(request)
-        with _refusals_as_messages():
+        with refusals_as_messages():
             undone = visitor.current.undo()
         files = [medium.path for medium in undone.media if medium.path and Path(medium.path).exists()]
         return self._view(visitor, {"text": undone.text, "files": files})
@@ -118,7 +117,7 @@ class Handlers:
     def show(self, number: int, request: gr.Request) -> Update:
         """Turn to another conversation."""
         visitor = self._visitor(request)
-        with _refusals_as_messages():
+        with refusals_as_messages():
             visitor.show(number)
         return self._view(visitor)
 
@@ -130,20 +129,20 @@ class Handlers:
 
     def save(self, request: gr.Request) -> str:
         """The conversation's file."""
-        with _refusals_as_messages():
+        with refusals_as_messages():
             data = save(self._visitor(request).current.turns, self.visitors.shelf, self.engine.pipeline)
         return save_bytes_to_cache(data, FILE, get_upload_folder())
 
     def restore(self, path: str, request: gr.Request) -> Update:
         """Go on with a saved conversation, beside the others."""
-        with _refusals_as_messages([path]):
+        with refusals_as_messages([path]):
             turns = restore(Path(path).read_bytes(), self.visitors.shelf, self.engine.pipeline)
         return self._opened(request, Conversation(self.engine, self.visitors.shelf, turns))
 
     def hear(self, message: Said | None) -> Update:
         """What the last sound of a message looks like to the model, and the likeliest labels: (spectrogram, tags)."""
         files = (message or {}).get("files", [])
-        with _refusals_as_messages(files):
+        with refusals_as_messages(files):
             sounds = [one for one in read_uploads(files) if one.kind == "audio"]
             if not sounds or self.engine.pipeline.model.sound is None:
                 return gr.skip(), gr.skip()
@@ -174,7 +173,7 @@ class Handlers:
 
     def _opened(self, request: gr.Request, conversation: Conversation | None) -> Update:
         visitor = self._visitor(request)
-        with _refusals_as_messages():
+        with refusals_as_messages():
             visitor.open(conversation)
         return self._view(visitor)
 
@@ -248,15 +247,3 @@ def _sampling(
         penalty_decay,
         seed=seed or None,
     )
-
-
-@contextmanager
-def _refusals_as_messages(paths: Sequence[str] = ()) -> Iterator[None]:
-    """Bad input and a full house are shown to the visitor, without the folder that an upload lies in."""
-    try:
-        yield
-    except (ValueError, Busy, Cancelled) as error:
-        message = str(error)
-        for path in paths:
-            message = message.replace(path, Path(path).name)
-        raise gr.Error(message, print_exception=False) from error
