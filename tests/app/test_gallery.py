@@ -7,14 +7,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 
 from app.answering_all import Answered, answer_all
 from app.engine import Engine, EngineConfig
+from app.gallery import add_gallery
+from app.models import only
 from app.requests import Request
 from app.tables import write_csv, write_jsonl
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
+from tests.app.servers import until
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +106,29 @@ def test_files_are_whole_or_as_they_were(tmp_path: Path) -> None:
         write_jsonl(path, [{"file": object()}])
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_page_fills_a_table_and_stops_when_it_is_told(endless_model: Any, pictures: dict[str, Path]) -> None:
+    pipeline = Pipeline(endless_model)
+    with Engine(pipeline, EngineConfig(slots=2)) as engine, gr.Blocks(analytics_enabled=False) as page:
+        add_gallery(only(engine), gr.State(""))
+        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, run_history=False, ssr_mode=False)
+        visitor = Client(url, verbose=False)
+        files = [handle_file(pictures[name]) for name in ("red", "blue")]
+        *_, (told, table, as_csv, as_jsonl) = visitor.submit(files, "What?", 5, api_name="/gallery")
+        expected = [pipeline.ask("What?", [pictures[name]], sampling=Sampling(5)).text for name in ("red", "blue")]
+        assert "2 of 2 done<" in told
+        assert table["data"] == [["red.png", expected[0], ""], ["blue.png", expected[1], ""]]
+        lines = Path(as_jsonl["value"]).read_text("utf-8").splitlines()
+        assert [json.loads(line)["answer"] for line in lines] == expected
+        assert Path(as_csv["value"]).read_text("utf-8-sig").startswith("file,answer,error")
+        with pytest.raises(AppError, match="no pictures or sounds yet"):
+            visitor.predict(None, "What?", 5, api_name="/gallery")
+
+        written = engine.counts.tokens_written
+        job = visitor.submit(files * 4, "What?", 256, api_name="/gallery")
+        until(lambda: engine.counts.tokens_written > written, "something is written")
+        job.cancel()
+        until(lambda: engine.scheduler.free == 2 and not engine.scheduler.rows, "the slots are given back")
+        assert engine.counts.answered < 2 + 8
+        page.close()
