@@ -10,7 +10,7 @@ from app.engine import Engine
 from app.shelf import Shelf
 
 MOST = 8  # conversations of a tab
-TITLE = 28  # letters
+TITLE = 22  # letters
 STATES = 1 << 30  # bytes of all conversations
 
 

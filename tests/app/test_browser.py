@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import pytest
 from mm_rwkv7.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
 
@@ -44,39 +44,45 @@ def browser_path() -> str:
     return path
 
 
-@contextmanager
-def _opened(browser_path: str, url: str, expected: Sequence[str] = ()) -> Iterator["Page"]:
-    """The page in a new tab; the test fails if it logs other errors than these or asks any other host for anything."""
+@pytest.fixture(scope="module")
+def browser(browser_path: str) -> Iterator["Browser"]:
     from playwright.sync_api import sync_playwright
 
-    errors: list[str] = []
-    hosts: set[str] = set()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        tab.set_default_timeout(PATIENCE)
-        tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.on("request", lambda request: hosts.add(request.url.partition("://")[2].partition("/")[0]))
-        tab.goto(url)
-        tab.wait_for_selector("#question textarea")
-        yield tab
+        yield browser
         browser.close()
-    assert set(errors) <= set(expected)
+
+
+@contextmanager
+def _opened(browser: "Browser", url: str) -> Iterator["Page"]:
+    """The page in a new tab; the test fails if it logs an error or asks any other host for anything."""
+    errors: list[str] = []
+    hosts: set[str] = set()
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.set_default_timeout(PATIENCE)
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("request", lambda request: hosts.add(request.url.partition("://")[2].partition("/")[0]))
+    tab.goto(url)
+    tab.wait_for_selector(QUESTION)
+    yield tab
+    tab.close()
+    assert not errors
     assert {host for host in hosts if host} <= {url.removeprefix("http://")}
 
 
 @pytest.fixture
-def tab(browser_path: str, slow_page: Any) -> Iterator["Page"]:
-    with _opened(browser_path, slow_page.url) as tab:
+def tab(browser: "Browser", slow_page: Any) -> Iterator["Page"]:
+    with _opened(browser, slow_page.url) as tab:
         yield tab
 
 
 @pytest.fixture
-def short_tab(browser_path: str, listening_page: str) -> Iterator["Page"]:
+def short_tab(browser: "Browser", listening_page: str) -> Iterator["Page"]:
     """The page of a model that hears, and whose answers are short. It remembers nothing unless told to: so are the
     models whose vocabulary is their own."""
-    with _opened(browser_path, listening_page) as tab:
+    with _opened(browser, listening_page) as tab:
         yield tab
 
 
@@ -195,10 +201,10 @@ def test_a_fork_is_another_conversation(short_tab: "Page") -> None:
 
 
 def test_a_conversation_is_saved_and_restored(
-    browser_path: str, listening_page: str, pictures: dict[str, Path], tmp_path: Path
+    browser: "Browser", listening_page: str, pictures: dict[str, Path], tmp_path: Path
 ) -> None:
     file = tmp_path / "saved.safetensors"
-    with _opened(browser_path, listening_page) as tab:
+    with _opened(browser, listening_page) as tab:
         _attach(tab, pictures["red"])
         first = _ask(tab, "What is it?")
         with tab.expect_download() as download:
@@ -206,7 +212,7 @@ def test_a_conversation_is_saved_and_restored(
         download.value.save_as(file)
         assert download.value.suggested_filename == "conversation.safetensors"
         second = _ask(tab, "Where is it?")
-    with _opened(browser_path, listening_page) as tab:
+    with _opened(browser, listening_page) as tab:
         bad = tmp_path / "bad.safetensors"
         bad.write_text("no conversation")
         for path, seen in ((file, 1), (bad, 0)):
@@ -320,10 +326,8 @@ def test_on_a_phone_the_question_is_in_sight(short_tab: "Page") -> None:
 
 
 def test_eight_tabs_at_once_mix_nothing(
-    browser_path: str, listening_page: str, listening_model: Any, pictures: dict[str, Path]
+    browser: "Browser", listening_page: str, listening_model: Any, pictures: dict[str, Path]
 ) -> None:
-    from playwright.sync_api import sync_playwright
-
     questions = ("What is it?", "Where is it?", "Describe it.")
     names = ["red", "blue"] * 4
     pipeline = Pipeline(listening_model)
@@ -331,18 +335,17 @@ def test_eight_tabs_at_once_mix_nothing(
         name: [pipeline.ask(question, [picture]).text.split() for question in questions]
         for name, picture in pictures.items()
     }
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
-        tabs = [browser.new_page() for _ in names]
-        for tab, name in zip(tabs, names, strict=True):
-            tab.set_default_timeout(PATIENCE)
-            tab.goto(listening_page)
-            _attach(tab, pictures[name])
-        for number, question in enumerate(questions):
-            for tab in tabs:
-                _send(tab, question)
-            for tab in tabs:
-                _answered(tab, number + 1)
-        for tab, name in zip(tabs, names, strict=True):
-            assert [text.split() for text in _said(tab, "bot")] == alone[name]
-        browser.close()
+    tabs = [browser.new_page() for _ in names]
+    for tab, name in zip(tabs, names, strict=True):
+        tab.set_default_timeout(PATIENCE)
+        tab.goto(listening_page)
+        _attach(tab, pictures[name])
+    for number, question in enumerate(questions):
+        for tab in tabs:
+            _send(tab, question)
+        for tab in tabs:
+            _answered(tab, number + 1)
+    for tab, name in zip(tabs, names, strict=True):
+        assert [text.split() for text in _said(tab, "bot")] == alone[name]
+    for tab in tabs:
+        tab.close()

@@ -323,7 +323,7 @@ def test_a_tab_has_several_conversations_one_of_which_is_shown(engine: Engine) -
     first = visitor.current
     visitor.open(first.fork())
     assert visitor.current is not first
-    assert visitor.titles == [("1 · What is in the picture?", 1), ("2 · What is in the picture?", 2)]
+    assert visitor.titles == [("1 · What is in the pictur…", 1), ("2 · What is in the pictur…", 2)]
     visitor.show(1)
     assert visitor.current is first
     with pytest.raises(ValueError, match="no such conversation"):
