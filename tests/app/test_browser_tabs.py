@@ -16,11 +16,11 @@ from app.serving import launch
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.state import State
-from tests.app.test_browser import _opened, browser_path  # noqa: F401 - a fixture
+from tests.app.test_browser import _opened, browser, browser_path  # noqa: F401 - fixtures
 from tests.app.test_server_models import known, opener  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ TEXT = "What is in the picture? a red square\n" * 400
 
 
 @pytest.fixture
-def tab(browser_path: str, known: dict[str, Pipeline]) -> Iterator["Page"]:  # noqa: F811
+def tab(browser: "Browser", known: dict[str, Pipeline]) -> Iterator["Page"]:  # noqa: F811
     """A page with two models, of which one is in memory."""
     models = Models(["/models/endless", "listening"], opener(known))
     with models.served() as served, socket.create_server(("127.0.0.1", 0)) as free:
@@ -36,7 +36,7 @@ def tab(browser_path: str, known: dict[str, Pipeline]) -> Iterator["Page"]:  # n
         free.close()
         page = build(served)
         launch(page, served, "127.0.0.1", port)
-        with _opened(browser_path, f"http://127.0.0.1:{port}") as tab:
+        with _opened(browser, f"http://127.0.0.1:{port}") as tab:
             yield tab
         page.close()
 
