@@ -21,10 +21,13 @@ from app.options import (
     AsJson,
     Debug,
     Device,
+    Document,
     DType,
     InType,
     MaxNewTokens,
     Model,
+    ModelNames,
+    ModelsOpen,
     OnDevice,
     Seed,
     Temperature,
@@ -35,8 +38,10 @@ from app.output import print_json, print_stream, print_tags
 
 if TYPE_CHECKING:
     from app.api.config import ServerConfig
+    from app.models import Models
     from mm_rwkv7.pipeline import Answer, Pipeline
     from mm_rwkv7.sampling import Sampling
+    from mm_rwkv7.state import State
 
     Ready = Callable[[], tuple[Pipeline, Sampling]]
 
@@ -95,6 +100,7 @@ def ask(
     ] = None,
     batch: Annotated[Path | None, typer.Option(metavar="IN.jsonl", help="Answer a file of questions.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="OUT.jsonl", help="Where its answers go.")] = None,
+    document: Document = None,
     model: Model = "nano",
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
@@ -106,14 +112,16 @@ def ask(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Answer a question about pictures and sounds."""
+    """Answer a question about pictures and sounds, or about a text."""
 
     def ready() -> "tuple[Pipeline, Sampling]":
         sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
         return _pipeline(model, device, dtype), sampling
 
     if batch is None and out is None:
-        return _ask_once(inputs or [], as_json, ready)
+        return _ask_once(inputs or [], document, as_json, ready)
+    if document is not None:
+        raise ValueError(f"a batch has no document, got {document}")
     if inputs:
         raise ValueError(f"a batch brings its own questions, got {inputs[-1]!r} beside it")
     return _ask_batch(batch, out, ready)
@@ -176,6 +184,7 @@ def chat(
     media: Annotated[
         list[str] | None, typer.Argument(metavar="[MEDIA]...", help="Pictures and sounds to talk about.")
     ] = None,
+    document: Document = None,
     model: Model = "nano",
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
@@ -190,9 +199,10 @@ def chat(
     from app.media import read_medium, user_message
 
     parts = [read_medium(path) for path in media or []]
+    text = _text(document)
     sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
     pipeline = _pipeline(model, device, dtype)
-    state = None
+    state = _after(pipeline, text)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
@@ -226,7 +236,8 @@ def embed(
 def app(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
-    model: Model = "nano",
+    model: ModelNames = None,
+    models_open: ModelsOpen = None,
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
     debug: Debug = False,
@@ -235,16 +246,17 @@ def app(
     from app.serving import check_address
 
     check_address(host, port)
-    pipeline = _pipeline(model, device, dtype)
+    models = _models(model, device, dtype, models_open)
     from app.serving import serve
 
-    serve(pipeline, host, port)
+    serve(models, host, port)
 
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    model: Model = "nano",
+    model: ModelNames = None,
+    models_open: ModelsOpen = None,
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
     api_key: Annotated[
@@ -293,19 +305,20 @@ def serve(
     check_address(host, port)
     if states is not None:
         check_folder(states)
-    if replicas is not None:
-        _serve_replicas(replicas, model, device, dtype, host, port, config, slots, states)
-        return
-    pipeline = _pipeline(model, device, dtype)
-    from app.engine import EngineConfig
-    from app.server import serve as run
+    if replicas is None:
+        models = _models(model, device, dtype, models_open, slots=slots, folder=states)
+        if mcp and len(models.names) > 1:
+            raise ValueError(f"--mcp offers the tools of one model, got {', '.join(models.names)}")
+        from app.server import serve as run
 
-    run(pipeline, host, port, config, EngineConfig(slots, folder=states))
+        run(models, host, port, config)
+    else:
+        _serve_replicas(replicas, model or ["nano"], device, dtype, host, port, config, slots, states)
 
 
 def _serve_replicas(
     count: int,
-    model: str,
+    models: list[str],
     device: str,
     dtype: str,
     host: str,
@@ -314,6 +327,8 @@ def _serve_replicas(
     slots: int,
     states: Path | None,
 ) -> None:
+    if len(models) > 1:
+        raise ValueError(f"replicas are all of one model, got {', '.join(models)}")
     if find_spec("ray") is None:
         raise ValueError("replicas need Ray Serve: pip install 'mm-rwkv7[serve,ray]'")
     if states is None:
@@ -322,7 +337,7 @@ def _serve_replicas(
     from app.replicas import Opened
     from app.replicas import serve as run
 
-    run(Opened(model, device, dtype), count, host, port, config, EngineConfig(slots, folder=states.resolve()))
+    run(Opened(models[0], device, dtype), count, host, port, config, EngineConfig(slots, folder=states.resolve()))
 
 
 def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
@@ -362,18 +377,51 @@ def _pipeline(model: str, device: str, dtype: str) -> "Pipeline":
     return Pipeline.from_pretrained(model, device, dtype)
 
 
+def _models(sources: list[str] | None, device: str, dtype: str, at_once: int | None, **config: Any) -> "Models":
+    """Nothing is opened yet; the files that are there already are looked for."""
+    from app.engine import Engine, EngineConfig
+    from app.models import Models
+    from mm_rwkv7.weights import locate
+
+    sources = sources or ["nano"]
+    for source in sources:
+        locate(source)
+
+    def open_engine(source: str) -> Engine:
+        return Engine(_pipeline(source, device, dtype), EngineConfig(**config))
+
+    return Models(sources, open_engine, at_once or len(sources))
+
+
 def _sampling(max_new_tokens: int | None, temperature: float, top_p: float, top_k: int, seed: int | None) -> "Sampling":
     from mm_rwkv7.sampling import Sampling
 
     return Sampling(max_new_tokens, temperature, top_p, top_k, seed=seed)
 
 
-def _ask_once(inputs: list[str], as_json: bool, ready: "Ready") -> int:
+def _text(document: Path | None) -> str | None:
+    if document is None:
+        return None
+    from app.document import load_document
+
+    return load_document(document)
+
+
+def _after(pipeline: "Pipeline", text: str | None) -> "State | None":
+    if text is None:
+        return None
+    from app.document import read_with_bar
+
+    return read_with_bar(pipeline, text)
+
+
+def _ask_once(inputs: list[str], document: Path | None, as_json: bool, ready: "Ready") -> int:
     from app.media import question_and_media, user_message
 
     question, media = question_and_media(inputs)
+    text = _text(document)
     pipeline, sampling = ready()
-    stream = pipeline.stream(user_message(question, media), sampling)
+    stream = pipeline.stream(user_message(question, media), sampling, _after(pipeline, text))
     if as_json:
         print_json(_described(stream.answer, pipeline.name))
     else:

@@ -1,155 +1,251 @@
-"""What one visitor says and hears, and the states behind it. Knows nothing of web pages."""
+"""A conversation as a list of turns with the state after each. Knows nothing of web pages.
+
+Since a state is a value of constant size, undo, edit, another answer and a fork compute nothing that was computed
+before: they go on from a state that is there.
+"""
 
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
-from operator import eq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from app.heard import HeardSounds
-from mm_rwkv7.pipeline import Answer, Pipeline, question_about
+from app.engine import Engine
+from app.requests import Cancelled, Piece, Request, Ticket
+from app.shelf import NOTHING, Handle, Shelf, size_of
+from mm_rwkv7.pipeline import Answer
 from mm_rwkv7.sampling import Sampling
-from mm_rwkv7.state import State
-
-Medium = tuple[str, str]  # "image" or "audio", and the file's path
 
 PAUSE = 0.05  # seconds between two updates: more would only make a browser busy
 
 
 @dataclass(frozen=True)
-class Progress:
-    """The answer's text so far; at the end also the `answer`, and what was `read` before it because it was new, in how
-    many seconds."""
+class Medium:
+    """A picture or a sound that was said: `kind` "image" or "audio", the file's `name`, what is shown of it (`path`,
+    while the file is there, or else the small PNG `preview`), and what the model reads, None once it was read."""
 
-    text: str
-    answer: Answer | None = None
-    read: tuple[Medium, ...] = ()
+    kind: str
+    name: str
+    path: str = ""
+    preview: bytes = b""
+    content: Any = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How an answer came: seconds to its first token, tokens read and written, seconds of reading and of encoding,
+    tokens written a second, why it ended ("" while it is written), and the state's bytes."""
+
+    first_s: float = 0.0
+    read: int = 0
+    recalled: int = 0
     read_s: float = 0.0
+    encode_s: float = 0.0
+    written: int = 0
+    per_s: float = 0.0
+    ending: str = ""
+    state_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a person said and what was answered. `begins` is the state that the words came after, `after` the one after
+    the answer, `opened` the one after the latest pictures and sounds so far."""
+
+    media: tuple[Medium, ...]
+    text: str
+    answer: str
+    begins: Handle
+    opened: Handle
+    after: Handle
+    figures: Figures = Figures()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """All turns, the last of which may still be on its way (`ending` of its figures is ""); `reading` while its
+    pictures and sounds are read."""
+
+    turns: tuple[Turn, ...]
+    reading: bool = False
+
+    @property
+    def last(self) -> Turn:
+        return self.turns[-1]
 
 
 class Conversation:
-    """One visitor's questions about a picture, a sound or both, each of which is read once; another one begins anew.
+    """Turns over an engine, one question at a time; `stop` may come from any thread. A turn that was refused or left
+    early changes nothing."""
 
-    Every question starts from the state after them, or with `follow_up` from the state after the last answer. `turns`
-    are the messages so far. One question at a time; `stop` may come from any thread.
-    """
-
-    def __init__(self, pipeline: Pipeline, heard: HeardSounds | None = None) -> None:
-        self.turns: list[dict[str, str]] = []
-        self._pipeline = pipeline
-        self._heard = heard or HeardSounds(pipeline)
-        self._media: tuple[Medium, ...] = ()
-        self._states: list[State] = []  # after each of them
-        self._last: State | None = None  # after the last answer
-        self._stop = threading.Event()
+    def __init__(self, engine: Engine, shelf: Shelf, turns: Sequence[Turn] = ()) -> None:
+        self.turns = tuple(turns)
+        self._engine, self._shelf = engine, shelf
         self._busy = threading.Lock()
+        self._ticket: Ticket | None = None
+        self._stopped = self._reading = False
 
     @property
     def busy(self) -> bool:
         """Whether an answer is being written."""
         return self._busy.locked()
 
-    def ask(
-        self, question: str, media: Sequence[Medium], sampling: Sampling, follow_up: bool = False
-    ) -> Iterator[Progress]:
-        """Answer a question about the media. Closing the iterator ends the writing and forgets it.
+    @property
+    def has_media(self) -> bool:
+        """Whether a picture or a sound was said."""
+        return any(turn.media for turn in self.turns)
 
-        ValueError for a bad file, an empty question, or while another answer is being written.
+    def ask(self, text: str, media: Sequence[Medium], sampling: Sampling, remember: bool = True) -> Iterator[Progress]:
+        """Say something and have it answered. Closing the iterator ends the writing and forgets it.
+
+        Without `remember` the words come after the latest pictures and sounds alone, as if nothing else had been said.
+        ValueError for what cannot be read, for no words, while an answer is written, and for a state that is gone.
         """
-        if not question.strip() and not (media and self._pipeline.model.config.template.wordless):
-            raise ValueError("the question is empty")
-        if not self._busy.acquire(blocking=False):
-            raise ValueError("an answer is still being written; stop it first")
-        try:
-            self._stop.clear()
-            began = time.perf_counter()
-            read = self._open(tuple(media))
-            read_s = time.perf_counter() - began
-            opened = self._states[-1] if self._states else None
-            state = self._last if follow_up else opened
-            stream = self._pipeline.stream(question_about(question), sampling, state)
-            yield from self._write(stream)
-            stream.close()
-            answer = stream.answer
-            self._last = answer.state
-            self.turns += [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": answer.text},
-            ]
-            yield Progress(answer.text, answer, read, read_s)
-        finally:
-            self._busy.release()
+        opened, after = (self.turns[-1].opened, self.turns[-1].after) if self.turns else (NOTHING, NOTHING)
+        alone = NOTHING if media else opened
+        before = after if remember else alone
+        return self._say(self.turns, Turn(tuple(media), text, "", before, opened, NOTHING), sampling)
+
+    def edit(self, number: int, text: str, sampling: Sampling) -> Iterator[Progress]:
+        """Go back to before the words of turn `number`, and say these instead; its pictures and sounds stay, and what
+        came after it goes once the new answer is there. Like `ask` otherwise."""
+        if not 0 <= number < len(self.turns):
+            raise ValueError(f"there is no turn {number + 1}, the conversation has {len(self.turns)}")
+        turn = replace(self.turns[number], text=text, answer="", after=NOTHING, figures=Figures())
+        return self._say(self.turns[:number], turn, sampling)
+
+    def regenerate(self, sampling: Sampling) -> Iterator[Progress]:
+        """Another answer to what was said last."""
+        if not self.turns:
+            raise ValueError("nothing was said yet")
+        return self.edit(len(self.turns) - 1, self.turns[-1].text, sampling)
+
+    def undo(self) -> Turn:
+        """Take the last turn back, and return it. Nothing is computed. ValueError where nothing was said, while an
+        answer is written, and when the state before it is gone."""
+        with self._alone():
+            if not self.turns:
+                raise ValueError("nothing was said yet")
+            *kept, undone = self.turns
+            self._shelf.get(kept[-1].after if kept else NOTHING)
+            self.turns = tuple(kept)
+            return undone
+
+    def fork(self) -> "Conversation":
+        """Another conversation with the same past; the two share its states."""
+        return Conversation(self._engine, self._shelf, self.turns)
 
     def stop(self) -> None:
-        """End the answer that is being written, if any, after its next token; what was written stays."""
-        self._stop.set()
+        """End the answer that is being written, if any; what was written stays."""
+        self._stopped = True
+        if (ticket := self._ticket) is not None:
+            ticket.cancel() if self._reading else ticket.stop()
 
-    def _open(self, media: tuple[Medium, ...]) -> tuple[Medium, ...]:
-        """Read the media unless they are at hand, from the first that is another; what was read."""
-        if media == self._media:
-            return ()
-        known = sum(1 for _ in takewhile(bool, map(eq, media, self._media)))
-        states = self._states[:known]
-        for kind, path in media[known:]:
-            medium = path if kind == "image" else self._heard.of(path)
-            message = {"role": "user", "content": [{"type": kind, kind: medium}]}
-            states.append(self._pipeline.prefill([message], states[-1] if states else None))
-        self._media, self._states, self.turns = media, states, []
-        self._last = states[-1] if states else None
-        return media[known:]
+    def _alone(self) -> "_Alone":
+        return _Alone(self._busy)
 
-    def _write(self, pieces: Iterable[str]) -> Iterator[Progress]:
+    def _say(self, kept: tuple[Turn, ...], turn: Turn, sampling: Sampling) -> Iterator[Progress]:
+        wordless = self._engine.pipeline.model.config.template.wordless
+        if not turn.text.strip() and not (turn.media and wordless):
+            raise ValueError("the question is empty")
+        return self._answered(kept, turn, sampling)
+
+    def _answered(self, kept: tuple[Turn, ...], turn: Turn, sampling: Sampling) -> Iterator[Progress]:
+        with self._alone():
+            self._stopped = False
+            clock = _Clock()
+            before = self._shelf.get(turn.begins)
+            try:
+                if unread := [medium for medium in turn.media if medium.content is not None]:
+                    yield Progress((*kept, turn), True)
+                    self._reading = True
+                    parts = [{"type": medium.kind, medium.kind: medium.content} for medium in unread]
+                    with self._submit(
+                        Request([{"role": "user", "content": parts}], state=before, write=False)
+                    ) as ticket:
+                        before = clock.add(ticket.result(), ticket).state
+                    self._reading = False
+                    opened = self._shelf.put(before)
+                    read = tuple(replace(medium, content=None) for medium in turn.media)
+                    turn = replace(turn, media=read, begins=opened, opened=opened)
+                said = Request([{"role": "user", "content": turn.text}], state=before, sampling=sampling)
+                with self._submit(said) as ticket:
+                    yield from self._pieces(kept, turn, ticket, clock)
+                    answer = clock.add(ticket.result(), ticket)
+            except Cancelled:
+                if not self._stopped:
+                    raise
+                return  # stopped before there was anything to keep
+            finally:
+                self._ticket, self._reading = None, False
+            turn = replace(
+                turn, answer=answer.text, after=self._shelf.put(answer.state), figures=clock.figures(ticket, answer)
+            )
+            self.turns = (*kept, turn)
+            yield Progress(self.turns)
+
+    def _submit(self, request: Request) -> Ticket:
+        self._ticket = ticket = self._engine.submit(request)
+        if self._stopped:
+            ticket.cancel()
+        return ticket
+
+    def _pieces(self, kept: tuple[Turn, ...], turn: Turn, ticket: Ticket, clock: "_Clock") -> Iterator[Progress]:
         text, shown = "", 0.0
-        for piece in pieces:
-            text += piece
-            if self._stop.is_set():
-                return
-            if time.monotonic() - shown >= PAUSE:
-                shown = time.monotonic()
-                yield Progress(text)
+        for item in ticket:
+            if not isinstance(item, Piece):
+                continue
+            clock.first = clock.first or time.perf_counter()
+            text += item.text
+            if time.perf_counter() - shown >= PAUSE:
+                shown = time.perf_counter()
+                yield Progress((*kept, replace(turn, answer=text, figures=clock.figures(ticket))))
 
 
-class Visitors:
-    """Every visitor's own conversation, by an id. The least recent ones go when there are more than `capacity`,
-    and those that have been quiet for `seconds`.
+class _Alone:
+    """Holds a conversation, or refuses."""
 
-    They stay here, and a page holds no more than the id: a conversation has locks and tensors, which a page would
-    copy, and it must be within reach of a Stop that comes while another request is writing.
-    """
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        capacity: int = 64,
-        seconds: float = 1800,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.heard = HeardSounds(pipeline)  # by everyone
-        self._pipeline, self._capacity, self._seconds, self._clock = pipeline, capacity, seconds, clock
-        self._known: OrderedDict[str, tuple[Conversation, float]] = OrderedDict()
-        self._lock = threading.Lock()
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise ValueError("an answer is still being written; stop it first")
 
-    def __len__(self) -> int:
-        return len(self._known)
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
-    def of(self, visitor: str) -> Conversation:
-        """The visitor's conversation, a new one if there is none."""
-        with self._lock:
-            now = self._clock()
-            conversation, _ = self._known.pop(visitor, (None, now))
-            self._known[visitor] = conversation or Conversation(self._pipeline, self.heard), now
-            while len(self._known) > self._capacity or self._oldest() < now - self._seconds:
-                self._known.popitem(last=False)
-            return self._known[visitor][0]
 
-    def forget(self, visitor: str) -> None:
-        """End the visitor's conversation."""
-        with self._lock:
-            conversation, _ = self._known.pop(visitor, (None, 0.0))
-        if conversation is not None:
-            conversation.stop()
+class _Clock:
+    """Adds up what the requests of one turn took."""
 
-    def _oldest(self) -> float:
-        return next(iter(self._known.values()))[1]
+    def __init__(self) -> None:
+        self.began, self.first = time.perf_counter(), 0.0
+        self._read = self._recalled = 0
+        self._read_s = self._encode_s = 0.0
+
+    def add(self, answer: Answer, ticket: Ticket) -> Answer:
+        self._read += answer.usage.prompt_tokens + answer.usage.media_tokens - ticket.recalled
+        self._recalled += ticket.recalled
+        self._read_s += answer.timings.prefill_s
+        self._encode_s += answer.timings.encode_s
+        return answer
+
+    def figures(self, ticket: Ticket, answer: Answer | None = None) -> Figures:
+        now = time.perf_counter()
+        writing_s = now - self.first
+        return Figures(
+            (self.first or now) - self.began,
+            self._read,
+            self._recalled,
+            self._read_s,
+            self._encode_s,
+            ticket.written,
+            answer.timings.decode_tokens_per_s
+            if answer
+            else (ticket.written - 1) / writing_s
+            if writing_s > 0
+            else 0.0,
+            answer.finish_reason if answer else "",
+            size_of(answer.state) if answer else 0,
+        )

@@ -264,6 +264,7 @@ class Engine:
         else:
             pool.put(state, row.slot)
         self.counts.tokens_recalled += row.recalled
+        row.ticket.recalled = row.recalled
         for medium in row.prompt.media:
             if medium.start + medium.offset + medium.count > row.position:
                 row.features[medium.start] = self.media.begin(medium)
@@ -345,6 +346,7 @@ class Engine:
                 continue
             row.first = row.first or now
             piece = row.writer.push(token)
+            row.ticket.written = len(row.writer.tokens)
             if not row.text and self._turn_end(row):
                 piece = piece.lstrip()
             row.text += piece

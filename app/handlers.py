@@ -1,36 +1,47 @@
 """What the page does when something is pressed. Each handler gives the new values of the components it names."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
 
-from app.conversation import Conversation, Medium, Progress, Visitors
+from app import chat_view
+from app.conversation import Conversation, Progress
+from app.engine import Engine
+from app.heard import hear
+from app.media import is_sound
+from app.presets import presets
+from app.refusals import refusals_as_messages
+from app.saved import restore, save
 from app.spectrogram import draw
-from mm_rwkv7.pipeline import Pipeline
+from app.uploads import read_uploads
+from app.visitors import Visitor, Visitors
 from mm_rwkv7.sampling import Sampling
 
 Update = tuple[Any, ...]
+Said = dict[str, Any]  # "text" and "files", as the question box gives them
 
-NAMES = {"image": "picture", "audio": "sound"}
+FILE = "conversation.safetensors"
+UNSEEN = "Nothing to look at or to listen to was sent yet: this answers the words alone"
 
 
 class Handlers:
-    """`ask` and `describe` give (chat, question, figures, stop) again and again while an answer is written."""
+    """Unless they say otherwise they give (chat, question, figures, conversations) of the visitor's conversation; those
+    that are answered do so again and again while the answer is written."""
 
-    def __init__(self, pipeline: Pipeline, visitors: Visitors) -> None:
-        self.pipeline = pipeline
-        self.visitors = visitors
+    def __init__(self, engine: Engine, visitors: Visitors | None = None) -> None:
+        self.engine = engine
+        self.visitors = visitors or Visitors(engine)
+        self.presets = presets(engine.pipeline)
 
     def ask(
         self,
-        picture: str | None,
-        sound: str | None,
-        question: str,
+        message: Said | None,
         request: gr.Request,
-        follow_up: bool,
+        remember: bool,
         temperature: float,
         top_p: float,
         top_k: int,
@@ -40,105 +51,199 @@ class Handlers:
         max_new_tokens: int,
         seed: int,
     ) -> Iterator[Update]:
-        """Answer a question about a picture, a sound or both. The conversation comes as messages, and grows as it is
-        written."""
-        media = [(kind, path) for kind, path in (("image", picture), ("audio", sound)) if path is not None]
-        with _refusals_as_messages(media):
-            sampling = Sampling(
-                int(max_new_tokens),
-                temperature,
-                top_p,
-                int(top_k),
-                presence_penalty,
-                count_penalty,
-                penalty_decay,
-                seed=seed or None,
-            )
-            conversation = self.visitors.of(str(request.session_hash))
-            yield from _updates(conversation, question, media, sampling, follow_up)
+        """Answer a message of words, pictures and sounds, {"text": ..., "files": [...]}. A picture or a sound without
+        words is described."""
+        files = (message or {}).get("files", [])
+        with refusals_as_messages(files):
+            text, media = (message or {}).get("text", ""), read_uploads(files)
+            template = self.engine.pipeline.model.config.template
+            if media and not text.strip() and not template.wordless:
+                text = template.caption if media[-1].kind == "image" else template.sound_caption
+            controls = (temperature, top_p, top_k, presence_penalty, count_penalty, penalty_decay, max_new_tokens, seed)
+            visitor = self._visitor(request)
+            conversation = visitor.current
+            asked = conversation.ask(text, media, _sampling(*controls), remember)
+            yield from self._updates(visitor, conversation, asked, "")
 
-    def describe(
-        self, picture: str | None, sound: str | None, question: str, request: gr.Request, *controls: Any
-    ) -> Iterator[Update]:
-        """Describe a picture, or a sound without one. The controls are those of `ask`, in its order."""
-        if picture is None and sound is None:
-            wanted = "picture" if self.pipeline.model.sound is None else "picture or sound"
-            raise gr.Error(f"there is no {wanted} to describe", print_exception=False)
-        template = self.pipeline.model.config.template
-        asked = template.sound_caption if picture is None else template.caption
-        for chat, _, figures, stop in self.ask(picture, sound, asked, request, *controls):
-            yield chat, question, figures, stop
+    def preset(self, label: str) -> Any:
+        """The handler of a button."""
 
-    def hear(self, sound: str | None) -> Update:
-        """What a sound looks like to the model, and the likeliest labels: (spectrogram, tags)."""
-        hearing = self.pipeline.model.sound
-        if sound is None or hearing is None:
-            return None, None
-        with _refusals_as_messages([("audio", sound)]):
-            heard = self.visitors.heard.of(sound)
-            return draw(heard.sound), None if hearing.head is None else dict(heard.tags)
+        def asked(message: Said | None, request: gr.Request, remember: bool, *controls: Any) -> Iterator[Update]:
+            """Ask what the button says, about the files of `message` or about what was sent before. Its text stays. The
+            controls are those of `ask`, in its order."""
+            held = message or {"text": "", "files": []}
+            said = {"text": self.presets[label], "files": held["files"]}
+            for number, (chat, question, *rest) in enumerate(self.ask(said, request, remember, *controls)):
+                yield chat, _box(True, {"text": held["text"], "files": []}) if number == 0 else question, *rest
+
+        return asked
+
+    def edit(self, event: gr.EditData, request: gr.Request, remember: bool, *controls: Any) -> Iterator[Update]:
+        """Say something else in the place of a message, and have it answered."""
+        visitor = self._visitor(request)
+        conversation = visitor.current
+        with refusals_as_messages():
+            number = chat_view.turn_of(conversation.turns, _index(event.index))
+            asked = conversation.edit(number, str(event.value), _sampling(*controls))
+            yield from self._updates(visitor, conversation, asked)
+
+    def retry(self, request: gr.Request, remember: bool, *controls: Any) -> Iterator[Update]:
+        """Answer the last message once more."""
+        visitor = self._visitor(request)
+        conversation = visitor.current
+        with refusals_as_messages():
+            yield from self._updates(visitor, conversation, conversation.regenerate(_sampling(*controls)))
+
+    def undo(self, request: gr.Request) -> Update:
+        """Take the last message and its answer back; it is in the question box then."""
+        visitor = self._visitor(request)
+        with refusals_as_messages():
+            undone = visitor.current.undo()
+        files = [medium.path for medium in undone.media if medium.path and Path(medium.path).exists()]
+        return self._view(visitor, {"text": undone.text, "files": files})
 
     def stop(self, request: gr.Request) -> None:
-        self.visitors.of(str(request.session_hash)).stop()
+        """End the answer that is being written. Gives nothing."""
+        self._visitor(request).current.stop()
 
-    def change(self, request: gr.Request) -> Update:
-        """Another picture or sound: an empty (chat, figures).
+    def new(self, request: gr.Request) -> Update:
+        """Begin another conversation."""
+        return self._opened(request, None)
 
-        The event may come after the first question about it, which is then left alone.
-        """
-        visitor = str(request.session_hash)
-        if self.visitors.of(visitor).busy:
-            return gr.skip(), gr.skip()
-        self.visitors.forget(visitor)
-        return [], ""
+    def fork(self, request: gr.Request) -> Update:
+        """Go on with a copy of the conversation."""
+        return self._opened(request, self._visitor(request).current.fork())
 
-    def clear(self, request: gr.Request) -> Update:
-        """(picture, sound, chat, question, figures, stop), all as at the start."""
+    def show(self, number: int, request: gr.Request) -> Update:
+        """Turn to another conversation."""
+        visitor = self._visitor(request)
+        with refusals_as_messages():
+            visitor.show(number)
+        return self._view(visitor)
+
+    def close(self, request: gr.Request) -> Update:
+        """End the conversation and turn to another one, a new one if there is none."""
+        visitor = self._visitor(request)
+        visitor.close()
+        return self._view(visitor, {"text": "", "files": []})
+
+    def save(self, request: gr.Request) -> str:
+        """The conversation's file."""
+        with refusals_as_messages():
+            data = save(self._visitor(request).current.turns, self.visitors.shelf, self.engine.pipeline)
+        return save_bytes_to_cache(data, FILE, get_upload_folder())
+
+    def restore(self, path: str, request: gr.Request) -> Update:
+        """Go on with a saved conversation, beside the others."""
+        with refusals_as_messages([path]):
+            turns = restore(Path(path).read_bytes(), self.visitors.shelf, self.engine.pipeline)
+        return self._opened(request, Conversation(self.engine, self.visitors.shelf, turns))
+
+    def hear(self, message: Said | None) -> Update:
+        """What the last sound of a message looks like to the model, and the likeliest labels: (spectrogram, tags)."""
+        files = (message or {}).get("files", [])
+        with refusals_as_messages(files):
+            sounds = [one for one in read_uploads(files) if one.kind == "audio"]
+            if not sounds or self.engine.pipeline.model.sound is None:
+                return gr.skip(), gr.skip()
+            sound, tags = hear(self.engine, sounds[-1].path)
+            return draw(sound), dict(tags) or None
+
+    def tag(self, message: Said | None, request: gr.Request) -> Update:
+        """The same of the sound that was sent last, if there is none in the message."""
+        files = list((message or {}).get("files", []))
+        turns = self._visitor(request).current.turns
+        sent = [one.path for turn in turns for one in turn.media if one.kind == "audio" and Path(one.path).exists()]
+        if not any(map(is_sound, files)):
+            files = sent[-1:]
+        if not files:
+            raise gr.Error("there is no sound yet, send one first", print_exception=False)
+        return self.hear({"text": "", "files": files})
+
+    def leave(self, request: gr.Request) -> None:
+        """The tab was closed."""
         self.visitors.forget(str(request.session_hash))
-        return None, None, [], "", "", self.idle()
 
-    def idle(self) -> Any:
-        """The Stop button while nothing is being written."""
-        return gr.Button(interactive=False)
+    def idle(self, request: gr.Request) -> Any:
+        """The question box after something went wrong."""
+        return _box(self._visitor(request).current.busy)
+
+    def _visitor(self, request: gr.Request) -> Visitor:
+        return self.visitors.of(str(request.session_hash))
+
+    def _opened(self, request: gr.Request, conversation: Conversation | None) -> Update:
+        visitor = self._visitor(request)
+        with refusals_as_messages():
+            visitor.open(conversation)
+        return self._view(visitor)
+
+    def _view(self, visitor: Visitor, question: Said | None = None) -> Update:
+        shown = visitor.current
+        figures = chat_view.describe(shown.turns[-1].figures) if shown.turns and shown.turns[-1].figures.ending else ""
+        return chat_view.messages(shown.turns), _box(shown.busy, question), figures, _choice(visitor)
+
+    def _updates(
+        self, visitor: Visitor, conversation: Conversation, asked: Iterator[Progress], said: str | None = None
+    ) -> Iterator[Update]:
+        """What changes while `asked` is written, as long as its conversation is the one that is shown."""
+        first, ended = True, False
+        for progress in asked:
+            ended = bool(progress.last.figures.ending)
+            if visitor.current is conversation:
+                figures = "Reading …" if progress.reading else chat_view.describe(progress.last.figures)
+                if not any(turn.media for turn in progress.turns) and self._senses:
+                    figures += f" · {UNSEEN}"
+                box = _box(not ended, {"text": said, "files": []} if first and said is not None else None)
+                yield (
+                    chat_view.messages(progress.turns),
+                    box if first or ended else gr.skip(),
+                    figures,
+                    _choice(visitor) if ended else gr.skip(),
+                )
+                first = False
+            else:
+                yield gr.skip(), gr.skip(), gr.skip(), _choice(visitor) if ended else gr.skip()
+        if not conversation.busy and visitor.current is conversation and not ended:
+            yield self._view(visitor)
+
+    @property
+    def _senses(self) -> bool:
+        model = self.engine.pipeline.model
+        return model.tower is not None or model.sound is not None
 
 
-def _updates(
-    conversation: Conversation, question: str, media: Sequence[Medium], sampling: Sampling, follow_up: bool
-) -> Iterator[Update]:
-    asked = {"role": "user", "content": question}
-    for progress in conversation.ask(question, media, sampling, follow_up):
-        if progress.answer is None:
-            turns = [*conversation.turns, asked, {"role": "assistant", "content": progress.text}]
-            yield turns, "", "Writing …", gr.Button(interactive=True)
-        else:
-            yield conversation.turns, "", describe_figures(progress), gr.Button(interactive=False)
+def _box(writing: bool, said: Said | None = None) -> Any:
+    """The question box: Stop in the place of Send while an answer is being written, and what it holds, if that
+    changes."""
+    held: dict[str, Any] = {} if said is None else {"value": said}
+    return gr.MultimodalTextbox(submit_btn=not writing, stop_btn=writing, **held)
 
 
-def describe_figures(progress: Progress) -> str:
-    """How fast an answer came, in one line, and how long it took to read what was new."""
-    answer = progress.answer
-    assert answer is not None
-    timings, written = answer.timings, answer.usage.completion_tokens
-    state_bytes = sum(tensor.nbytes for layer in answer.state.layers for tensor in layer)
-    parts = [
-        f"{written} tokens, {timings.decode_tokens_per_s:.0f} a second",
-        f"first after {timings.first_token_s:.2f} s",
-        f"state {state_bytes / 1e6:.2f} MB",
-    ]
-    if progress.read:
-        parts.insert(0, f"{' and '.join(NAMES[kind] for kind, _ in progress.read)} read in {progress.read_s:.2f} s")
-    if ending := {"length": "cut at the limit", "cancelled": "stopped"}.get(answer.finish_reason):
-        parts.append(ending)
-    return " · ".join(parts)
+def _choice(visitor: Visitor) -> Any:
+    return gr.Dropdown(choices=visitor.titles, value=visitor.shown)
 
 
-@contextmanager
-def _refusals_as_messages(media: Sequence[Medium]) -> Iterator[None]:
-    """Bad input is shown to the visitor, without the folder that an upload lies in."""
-    try:
-        yield
-    except ValueError as error:
-        message = str(error)
-        for _, path in media:
-            message = message.replace(path, Path(path).name)
-        raise gr.Error(message, print_exception=False) from error
+def _index(index: Any) -> int:
+    return index[0] if isinstance(index, list | tuple) else int(index)
+
+
+def _sampling(
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    presence_penalty: float,
+    count_penalty: float,
+    penalty_decay: float,
+    max_new_tokens: int,
+    seed: int,
+) -> Sampling:
+    return Sampling(
+        int(max_new_tokens),
+        temperature,
+        top_p,
+        int(top_k),
+        presence_penalty,
+        count_penalty,
+        penalty_decay,
+        seed=seed or None,
+    )

@@ -1,49 +1,30 @@
-"""Sounds that visitors gave, each encoded once: for its tags, and for the questions about it."""
+"""What is heard in a sound, found on the engine's thread a few windows at a time, so that nobody waits for it."""
 
-import hashlib
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
-from mm_rwkv7.hearing import Heard
-from mm_rwkv7.pipeline import Pipeline
+from torch import Tensor
+
+from app.engine import Engine
+from mm_rwkv7.hearing import Hearing
+from mm_rwkv7.sounds import Sound
+from mm_rwkv7.tagger import Tags, batches, likeliest
 
 TAGS = 5
-CAPACITY = 8
 
 
-@dataclass
-class _Entry:
-    heard: Heard | None = None
-    encoding: threading.Lock = field(default_factory=threading.Lock)
+def hear(engine: Engine, path: str) -> tuple[Sound, Tags]:
+    """A file's sound and its likeliest labels, none from a model without a tagging head. ValueError for what cannot be
+    read."""
+    pipeline = engine.pipeline
+    sound = pipeline.processor.sound(path)
+    hearing, config = pipeline.model.sound, pipeline.model.config.sound
+    assert hearing is not None  # the processor has refused the sound otherwise
+    assert config is not None
+    if hearing.head is None:
+        return sound, []
+    return sound, likeliest(_scored(engine, hearing, sound), config.labels, TAGS)
 
 
-class HeardSounds:
-    """The latest sounds by path and content. Who asks for one that is being encoded waits for it, and nobody else
-    does."""
-
-    def __init__(self, pipeline: Pipeline, capacity: int = CAPACITY) -> None:
-        self._pipeline, self._capacity = pipeline, capacity
-        self._known: OrderedDict[tuple[str, bytes], _Entry] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def of(self, path: str) -> Heard:
-        """The sound of a file. ValueError for what cannot be read, and from a model that cannot hear."""
-        key = _key(path)
-        with self._lock:
-            entry = self._known[key] = self._known.pop(key, _Entry())
-            while len(self._known) > self._capacity:
-                self._known.popitem(last=False)
-        with entry.encoding:
-            if entry.heard is None:
-                entry.heard = self._pipeline.hear(path, TAGS)
-            return entry.heard
-
-
-def _key(path: str) -> tuple[str, bytes]:
-    """An upload that comes again lies where it lay, but is written anew."""
-    try:
-        with open(path, "rb") as file:
-            return path, hashlib.file_digest(file, "sha256").digest()
-    except OSError:
-        return path, b""  # reading it will say what is wrong
+def _scored(engine: Engine, hearing: Hearing, sound: Sound) -> Iterator[tuple[Tensor, Tensor]]:
+    for windows, frames in batches(hearing.tokens.frontend, sound, engine.pipeline.device):
+        yield engine.call(lambda _, some=windows, of=frames: hearing.tag(some, of)).result(), frames  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""`python -m app.loadtest ramp|soak|picture`: users in this process who ask an engine as fast as it answers."""
+"""`python -m app.loadtest LOAD`: users in this process who ask an engine as fast as it answers."""
 
 import asyncio
 import io
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from app.document import PORTION, portions, read_in
 from app.engine import Engine, EngineConfig
 from app.requests import Piece, Request
 from mm_rwkv7.bench.memory import resident
@@ -49,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     picture = loads.add_parser("picture", help="time to the first token, of the first and second question on a picture")
     picture.add_argument("--pictures", type=int, default=30)
     picture.add_argument("--side", type=int, default=640, help="pixels of each (default 640)")
-    for load in (ramp, soak, picture):
+    document = loads.add_parser("document", help="a long text read once: seconds, memory, then time to first tokens")
+    document.add_argument("--tokens", type=int, default=100_000, help="of the text (default 100000)")
+    document.add_argument("--questions", type=int, default=10)
+    for load in (ramp, soak, picture, document):
         load.add_argument("--model", default="nano")
         load.add_argument("--device", default="auto")
         load.add_argument("--slots", type=int, default=EngineConfig().slots)
@@ -64,7 +68,7 @@ def _run(options: Namespace) -> None:
     if options.load == "soak":
         config = replace(config, ram_states=options.states_mb << 20, device_states=options.states_mb << 20)
     with Engine(pipeline, config) as engine:
-        rows = {"ramp": _ramp, "soak": _soak, "picture": _picture}[options.load](engine, options)
+        rows = {"ramp": _ramp, "soak": _soak, "picture": _picture, "document": _document}[options.load](engine, options)
     if options.json:
         print(json.dumps(rows, indent=2))
         return
@@ -204,6 +208,30 @@ def _picture(engine: Engine, options: Namespace) -> list[Row]:
         {"question": "second", **_percentiles(second.first)},
         {"times_sooner": round(statistics.median(ratios), 1)},
     ]
+
+
+def _document(engine: Engine, options: Namespace) -> list[Row]:
+    """Read as the page reads it, and asked from the state after it."""
+    rng = random.Random(options.seed)
+    text = " ".join(rng.choice(WORDS) for _ in range(options.tokens))  # each word is at least a token
+    ids = [i for piece in portions(engine.pipeline, text) for i in piece][: options.tokens]
+    pieces = [ids[start : start + PORTION] for start in range(0, len(ids), PORTION)]
+    rows: list[Row] = []
+    state, began = None, time.perf_counter()
+    for number, state in enumerate(read_in(engine, pieces), 1):
+        if number % max(len(pieces) // 10, 1) == 0 or number == len(pieces):
+            held = resident()
+            took = round(time.perf_counter() - began, 2)
+            rows.append({"read": state.tokens_seen, "seconds": took, "rss_mb": held and round(held / 1e6)})
+    seen = Seen()
+
+    async def ask() -> None:
+        for number in range(options.questions):
+            question = f"How many {WORDS[number % len(WORDS)]}?"
+            await _ask(engine, Request([{"role": "user", "content": question}], state=state), seen)
+
+    asyncio.run(ask())
+    return [*rows, {"questions": len(seen.first), **_percentiles(seen.first)}]
 
 
 def _percentiles(seconds: Sequence[float]) -> Row:

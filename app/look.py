@@ -3,16 +3,54 @@
 from typing import Any
 
 CSS = """
-.gradio-container { width: 100%; max-width: 1120px !important; margin: 0 auto !important; }
-#introduction h1 { margin-bottom: 0.2em; }
-#introduction p { color: var(--body-text-color-subdued); max-width: 46em; }
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
+#head { align-items: flex-start; flex-wrap: nowrap; }
+#introduction h1 { display: inline; font-size: 1.35em; margin-right: 0.5em; }
+#introduction p { display: inline; color: var(--body-text-color-subdued); }
+#theme { flex: none; min-width: 0 !important; width: auto; }
+#conversation-row { align-items: center; gap: 8px; }
+#conversations { border-width: 1px !important; }
+#chat .message img, #chat .message-row img { max-height: 160px; width: auto; }
+#conversations input { text-overflow: ellipsis; }
+#chat .minimal-audio-player { height: 48px; }
+#chat .minimal-audio-player .waveform-wrapper { height: 40px; display: flex; align-items: center; overflow: hidden; }
+#chat .minimal-audio-player .waveform-wrapper > div { flex: 1; }
+#chat .message-row { margin-block: 6px; }
+#chat button[aria-label="Share"] { display: none; }  /* it would send the picture to another host */
 #figures { min-height: 1.6em; font-variant-numeric: tabular-nums; }
 #figures p { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
+#question .stop-button { color: var(--button-cancel-text-color); }
+#presets { gap: 8px; }
+#presets button { flex: 0 1 auto; }
+#examples button.gallery-item { max-width: 100%; }
+#examples img { height: 44px !important; width: auto !important; border-radius: 4px; }
+#examples audio { display: none; }
 #spectrogram { padding-top: 2.2em; }
 #spectrogram .icon-button-wrapper { display: none; }
 #tags .confidence-set, #tags .label { font-family: var(--font); }
 footer { display: none !important; }
+@media (max-width: 640px) {
+  #introduction p { display: none; }
+  #chat { height: clamp(200px, 100dvh - 480px, 560px) !important; }
+  #conversation-row { flex-wrap: wrap; }
+  #conversations { flex: 1 0 100%; }
+  #presets { flex-wrap: nowrap; overflow-x: auto; }
+  #presets button { flex: none; }
+}
 """
+
+# What Gradio gives no name for, for screen readers; and the figures are read out when an answer has come.
+NAMES = """() => {
+  const name = (where, text) => document.querySelectorAll(where).forEach(e => e.setAttribute('aria-label', text));
+  name('#question textarea', 'Message');
+  name('#conversations input', 'Conversation');
+  name('#restore', 'Restore a saved conversation');
+  name('#save', 'Save this conversation as a file');
+  const figures = document.querySelector('#figures');
+  if (figures) { figures.setAttribute('role', 'status'); }
+}"""
+
+SWITCH = "() => document.body.classList.toggle('dark')"
 
 
 def theme() -> Any:

@@ -1,6 +1,7 @@
 """Options that several commands of `mm-rwkv7` share, named once."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,21 @@ Model = Annotated[
     str,
     typer.Option(help="nano (bundled), hf:OWNER/REPOSITORY[/FILE], or a checkpoint's folder or file.", metavar="MODEL"),
 ]
+ModelNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        help="As for `ask`, nano if not given. Given several times, they can be chosen by name, and the first is the "
+        "usual one.",
+        metavar="MODEL",
+    ),
+]
+ModelsOpen = Annotated[
+    int | None,
+    typer.Option(
+        "--models-open", min=1, help="Models in memory at once, all if not given; for another, an idle one is closed."
+    ),
+]
 OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if there is one.")]
 InType = Annotated[
     DType,
@@ -33,6 +49,7 @@ InType = Annotated[
         "`inspect` tells what a file is stored in.",
     ),
 ]
+Document = Annotated[Path | None, typer.Option(metavar="FILE", help="A text of any length, read before the question.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Bound of an answer; the model's own if not given.")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]

@@ -78,12 +78,14 @@ class Ticket:
     """A request on its way. Iterate, or iterate asynchronously, for its `Piece`s and at last its `Answer`; once, and
     from one thread or loop. What went wrong is raised there.
 
-    As a context manager it cancels, when it is left, what has not ended by then.
+    As a context manager it cancels, when it is left, what has not ended by then. `recalled` tells how many of the
+    prompt's tokens were not read because the state after them was known, `written` how many tokens the answer has.
     """
 
     def __init__(self, nudge: Callable[[], None]) -> None:
         self.stopped = False
         self.cancelled = False
+        self.recalled = self.written = 0
         self._nudge = nudge
         self._items: SimpleQueue[Piece | Answer | Exception] = SimpleQueue()
         self._listener: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None

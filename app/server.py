@@ -14,20 +14,22 @@ from app.api.chat import add_chat
 from app.api.completions import add_completions
 from app.api.config import ServerConfig
 from app.api.embeddings import add_embeddings
-from app.api.errors import ErrorBody, add_handlers
+from app.api.errors import ErrorBody, Refused, add_handlers
 from app.api.guard import Guard, may_enter, wrong_key
 from app.api.hosts import HostCheck, is_loopback
 from app.api.service import Service
+from app.api.several import Several, front
 from app.api.states import add_states
 
 if TYPE_CHECKING:
     from gradio import Blocks
 
-    from app.engine import Engine, EngineConfig
-    from mm_rwkv7.pipeline import Pipeline
+    from app.engine import Engine
+    from app.models import Models
 
 PAGE_USER = "mm-rwkv7"
 GRACE_S = 10  # for answers under way when the server ends
+MOST_INSIDE = 256  # requests for each of several models: their own interfaces count more exactly
 MORE = 32  # requests inside besides those that the engine takes: they are refused, or ask for no answer
 
 
@@ -48,13 +50,12 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"states cannot be kept in {folder}: {error.strerror}") from error
 
 
-def serve(pipeline: "Pipeline", host: str, port: int, config: ServerConfig, engine_config: "EngineConfig") -> None:
+def serve(models: "Models", host: str, port: int, config: ServerConfig) -> None:
     """Serve the interface and the page until interrupted."""
-    from app.engine import Engine
     from app.page import build
 
-    with Engine(pipeline, engine_config) as engine:
-        listen(create(engine, config, build(pipeline)), host, port, pipeline.name)
+    with models.served() as served:
+        listen(create(served, config, build(served)), host, port, ", ".join(models.names))
 
 
 def listen(app: FastAPI, host: str, port: int, what: str) -> None:
@@ -77,38 +78,72 @@ def listen(app: FastAPI, host: str, port: int, what: str) -> None:
     )
 
 
-def create(engine: "Engine", config: ServerConfig, page: "Blocks | None" = None) -> FastAPI:
-    """The application around an engine, which stays the caller's to close; with a page, that is mounted at /."""
-    service = Service(engine, config)
+def create(served: "Engine | Models", config: ServerConfig, page: "Blocks | None" = None) -> FastAPI:
+    """The application around an engine or several models, which stay the caller's to close; with a page, that is
+    mounted at /."""
+    from app.engine import Engine
+
     app = FastAPI(title="mm-rwkv7", docs_url=None, redoc_url=None, openapi_url=None)
-    app.mount("/v1", _interface(service))
+    if isinstance(served, Engine):
+        service = Service(served, config)
+        _one(app, service)
+        if config.tools:
+            from app.tools import add_tools
 
-    @app.get("/healthz")
-    async def health() -> Response:
-        alive = engine.alive
-        return JSONResponse({"status": "ok" if alive else "failed", "model": service.model}, 200 if alive else 503)
-
-    @app.get("/metrics")
-    async def metrics(http: HttpRequest) -> Response:
-        if not may_enter(dict(http.scope["headers"]), config.api_key):
-            return wrong_key().response
-        return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    if config.tools:
-        from app.tools import add_tools
-
-        add_tools(app, engine, config, _at_once(service), service.metrics)
+            add_tools(app, served, config, _at_once(service), service.metrics)
+    else:
+        _several(app, Several(served, config, _interface))
     if page is not None:
-        _mount(app, page, config.page_password)
+        _mount(app, page, served, config.page_password)
     app.add_middleware(HostCheck, hosts=config.hosts)
     return app
 
 
-def _mount(app: FastAPI, page: "Blocks", password: str | None) -> None:
+def _one(app: FastAPI, service: Service) -> None:
+    app.mount("/v1", _interface(service))
+
+    @app.get("/healthz")
+    async def health() -> Response:
+        alive = service.engine.alive
+        return JSONResponse({"status": "ok" if alive else "failed", "model": service.model}, 200 if alive else 503)
+
+    @app.get("/metrics")
+    async def metrics(http: HttpRequest) -> Response:
+        if not may_enter(dict(http.scope["headers"]), service.config.api_key):
+            return wrong_key().response
+        return _figures(service)
+
+
+def _several(app: FastAPI, several: Several) -> None:
+    at_once = len(several.models.names) * MOST_INSIDE
+    app.mount("/v1", Guard(front(several), several.config, at_once, None))
+
+    @app.get("/healthz")
+    async def health() -> Response:
+        failed = [name for name, engine in several.models.open.items() if not engine.alive]
+        told = {"status": "failed" if failed else "ok", "models": several.models.names, "failed": failed}
+        return JSONResponse(told, 503 if failed else 200)
+
+    @app.get("/metrics")
+    async def metrics(http: HttpRequest, model: str = several.models.names[0]) -> Response:
+        if not may_enter(dict(http.scope["headers"]), several.config.api_key):
+            return wrong_key().response
+        try:
+            service = several.service(model)
+        except Refused as error:
+            return error.response
+        return Response(status_code=204) if service is None else _figures(service)
+
+
+def _figures(service: Service) -> Response:
+    return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _mount(app: FastAPI, page: "Blocks", served: "Engine | Models", password: str | None) -> None:
     import gradio
 
     from app.look import CSS, theme
-    from app.serving import AT_ONCE, LARGEST_UPLOAD, WAITING
+    from app.serving import AT_ONCE, WAITING, largest_upload
 
     page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
     gradio.mount_gradio_app(
@@ -117,7 +152,7 @@ def _mount(app: FastAPI, page: "Blocks", password: str | None) -> None:
         path="/",
         auth=None if password is None else (PAGE_USER, password),
         show_error=False,
-        max_file_size=LARGEST_UPLOAD,
+        max_file_size=largest_upload(served),
         ssr_mode=False,
         run_history=False,
         mcp_server=False,  # its handlers are no tools

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradio import Blocks
 
-    from mm_rwkv7.pipeline import Pipeline
+    from app.engine import Engine
+    from app.models import Models
 
-LARGEST_UPLOAD = "20mb"
-AT_ONCE = 4  # answers written side by side
-WAITING = 32
+LARGEST_UPLOAD = 20 << 20  # bytes of a picture or a sound
+AT_ONCE = 24  # answers written side by side: each takes one of the page's 40 threads
+WAITING = 64
 
 
 def check_address(host: str, port: int) -> None:
@@ -23,17 +24,28 @@ def check_address(host: str, port: int) -> None:
         raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; --port takes another") from error
 
 
-def serve(pipeline: "Pipeline", host: str, port: int) -> None:
+def serve(models: "Models", host: str, port: int) -> None:
     """Serve the page until interrupted."""
     from app.page import build
 
-    page = build(pipeline)
-    launch(page, host, port)
-    print(f"mm-rwkv7 ({pipeline.name}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
-    page.block_thread()
+    with models.served() as served:
+        page = build(served)
+        launch(page, served, host, port)
+        names = ", ".join(models.names)
+        print(f"mm-rwkv7 ({names}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
+        page.block_thread()
 
 
-def launch(page: "Blocks", host: str, port: int) -> None:
+def largest_upload(served: "Engine | Models") -> int:
+    """Bytes: a saved conversation holds at least two of the model's states, of several models' the usual one's."""
+    from app.models import Models
+    from app.state_files import state_bytes
+
+    engine = served.engine(served.names[0]) if isinstance(served, Models) else served
+    return max(LARGEST_UPLOAD, 3 * state_bytes(engine.pipeline))
+
+
+def launch(page: "Blocks", served: "Engine | Models", host: str, port: int) -> None:
     """Start the page's server and return. Nothing is fetched from elsewhere, and nothing sent there."""
     from app.look import CSS, theme
 
@@ -45,7 +57,7 @@ def launch(page: "Blocks", host: str, port: int) -> None:
         css=CSS,
         share=False,
         ssr_mode=False,
-        max_file_size=LARGEST_UPLOAD,
+        max_file_size=largest_upload(served),
         run_history=False,
         quiet=True,
         prevent_thread_lock=True,

@@ -131,8 +131,7 @@ class TimeMix(nn.Module):
         k = self.key(xk)
         v = self.value(xv)
         a0, k_k, k_a, r_k = (vector.to(r.dtype) for vector in (self.a0, self.k_k, self.k_a, self.r_k))
-        decay = self.w0.float() + linear(torch.tanh(linear(xw, self.w1.T)), self.w2.T).float()
-        log_w = DECAY_FLOOR * torch.sigmoid(decay)
+        log_w = self.log_decay(xw)
         iclr = torch.sigmoid(a0 + linear(linear(xa, self.a1.T), self.a2.T))
         gate = linear(torch.sigmoid(linear(xg, self.g1.T)), self.g2.T)
         if v_first is None:
@@ -152,6 +151,11 @@ class TimeMix(nn.Module):
         y = self.ln_x(y.reshape(B * T, D)).view(B, T, D)
         bonus = (r * k * r_k).sum(-1, keepdim=True) * v
         return self.output((y + bonus.view(B, T, D)) * gate), wkv, carried, v_first
+
+    def log_decay(self, xw: Tensor) -> Tensor:
+        """The token as the decay sees it, mixed with the one before (B, T, D) -> log_w (B, T, D) fp32."""
+        decay = self.w0.float() + linear(torch.tanh(linear(xw, self.w1.T)), self.w2.T).float()
+        return DECAY_FLOOR * torch.sigmoid(decay)
 
 
 class ChannelMix(nn.Module):

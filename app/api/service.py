@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import PurePath
 from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
@@ -14,6 +13,7 @@ from app.api.errors import Refused
 from app.api.kept import KeptStates, kept_files
 from app.api.metrics import Metrics
 from app.engine import Engine
+from app.models import public_name
 from app.reading import Reader
 from app.requests import Request, Ticket
 
@@ -53,13 +53,6 @@ class Service:
 def _cancel(future: "Future[Ticket]") -> None:
     if not future.cancelled() and future.exception() is None:
         future.result().cancel()
-
-
-def public_name(name: str) -> str:
-    """A model's name for strangers: no path of this machine."""
-    if name.startswith("hf:"):
-        return name[len("hf:") :]
-    return PurePath(name).name or "model"
 
 
 async def unless_left(request: HttpRequest, work: Coroutine[Any, Any, Result]) -> Result:

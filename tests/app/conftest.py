@@ -15,6 +15,14 @@ from tests.ears import RATE, noise
 STEP = 0.02  # seconds a token of the slow page takes, however fast the machine is
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _uploads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Uploads lie in a folder of this run: a page that closes takes its own away, whoever else shows them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pictures")
@@ -61,32 +69,34 @@ class SlowPage:
 @contextmanager
 def _served(model: Any, name: str) -> Iterator[str]:
     """The address of a model's page, served from this process."""
+    from app.engine import Engine
     from app.page import build
     from app.serving import launch
     from mm_rwkv7.pipeline import Pipeline
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    page = build(Pipeline(model, name))
-    launch(page, "127.0.0.1", port)
-    yield f"http://127.0.0.1:{port}"
-    page.close()
+    with Engine(Pipeline(model, name)) as engine:
+        page = build(engine)
+        launch(page, engine, "127.0.0.1", port)
+        yield f"http://127.0.0.1:{port}"
+        page.close()
 
 
 @pytest.fixture(scope="module")
 def slow_page(endless_model: Any) -> Iterator[SlowPage]:
-    from mm_rwkv7.sampling import Sampler
+    from app import engine
 
-    sample = Sampler.__call__
+    choose = engine.choose
 
-    def slowly(sampler: Sampler, logits: Any) -> int:
+    def slowly(logits: Any, samplers: Any) -> Any:
         time.sleep(STEP)
-        served.tokens += 1
-        return sample(sampler, logits)
+        served.tokens += len(samplers)
+        return choose(logits, samplers)
 
     with pytest.MonkeyPatch.context() as patch, _served(endless_model, "endless") as url:
         served = SlowPage(url)
-        patch.setattr(Sampler, "__call__", slowly)
+        patch.setattr(engine, "choose", slowly)
         yield served
 
 

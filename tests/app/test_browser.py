@@ -1,8 +1,8 @@
-"""The page in a real browser: upload, ask, see the answer stream in, stop it, ask again."""
+"""The page in a real browser: send, see the answer stream in, stop it, take it back, go on elsewhere."""
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import pytest
 from mm_rwkv7.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +30,9 @@ FLAGS = [
 ]
 PATIENCE = 60_000  # milliseconds
 ANSWER_TOKENS = 600
+QUESTION = "#question textarea"
+THUMBNAILS = "#question .thumbnail-item"
+WRITING = "!!document.querySelector('#question .stop-button')"
 
 
 @pytest.fixture(scope="module")
@@ -41,44 +44,53 @@ def browser_path() -> str:
     return path
 
 
-@contextmanager
-def _opened(browser_path: str, url: str, expected: Sequence[str] = ()) -> Iterator["Page"]:
-    """The page in a new tab; the test fails if it logs other errors than these or asks any other host for anything."""
+@pytest.fixture(scope="module")
+def browser(browser_path: str) -> Iterator["Browser"]:
     from playwright.sync_api import sync_playwright
 
-    errors: list[str] = []
-    hosts: set[str] = set()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        tab.set_default_timeout(PATIENCE)
-        tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.on("request", lambda request: hosts.add(request.url.partition("://")[2].partition("/")[0]))
-        tab.goto(url)
-        yield tab
+        yield browser
         browser.close()
-    assert set(errors) <= set(expected)
+
+
+@contextmanager
+def _opened(browser: "Browser", url: str) -> Iterator["Page"]:
+    """The page in a new tab; the test fails if it logs an error or asks any other host for anything."""
+    errors: list[str] = []
+    hosts: set[str] = set()
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.set_default_timeout(PATIENCE)
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("request", lambda request: hosts.add(request.url.partition("://")[2].partition("/")[0]))
+    tab.goto(url)
+    tab.wait_for_selector(QUESTION)
+    yield tab
+    tab.close()
+    assert not errors
     assert {host for host in hosts if host} <= {url.removeprefix("http://")}
 
 
 @pytest.fixture
-def tab(browser_path: str, slow_page: Any) -> Iterator["Page"]:
-    with _opened(browser_path, slow_page.url) as tab:
+def tab(browser: "Browser", slow_page: Any) -> Iterator["Page"]:
+    with _opened(browser, slow_page.url) as tab:
         yield tab
 
 
 @pytest.fixture
-def sound_tab(browser_path: str, listening_page: str) -> Iterator["Page"]:
-    """The page of a model that hears, where sounds are given."""
-    with _opened(browser_path, listening_page) as tab:
-        tab.click("role=tab[name='Sound']")
+def short_tab(browser: "Browser", listening_page: str) -> Iterator["Page"]:
+    """The page of a model that hears, and whose answers are short. It remembers nothing unless told to: so are the
+    models whose vocabulary is their own."""
+    with _opened(browser, listening_page) as tab:
         yield tab
 
 
-def _upload(tab: "Page", picture: Path) -> None:
-    tab.set_input_files("#picture input[type=file]", picture)
-    tab.wait_for_selector("#picture img")
+def _attach(tab: "Page", *files: Path) -> None:
+    """Add files to the message, and wait until they are there."""
+    there = tab.locator(THUMBNAILS).count()
+    tab.set_input_files("#question input[type=file]", list(files))
+    _wait_until(tab, f"document.querySelectorAll('{THUMBNAILS}').length == {there + len(files)}")
 
 
 def _wait_until(tab: "Page", condition: str) -> None:
@@ -86,76 +98,28 @@ def _wait_until(tab: "Page", condition: str) -> None:
     tab.wait_for_function(condition, polling=50)
 
 
-def _messages(tab: "Page") -> list[str]:
-    return [text.strip() for text in tab.locator("#chat .message").all_inner_texts()]
+def _said(tab: "Page", role: str) -> list[str]:
+    """What was said by "user" or "bot", pictures left out."""
+    texts = tab.locator(f"#chat [data-testid={role}]").all_inner_texts()
+    return [text.strip() for text in texts if text.strip()]
 
 
-def _written(tab: "Page") -> int:
-    """Tokens of the last answer, as the page says."""
-    _wait_until(tab, "document.querySelector('#stop').disabled")
-    found = re.search(r"(\d+) tokens", tab.inner_text("#figures"))
-    assert found, tab.inner_text("#figures")
-    return int(found[1])
+def _send(tab: "Page", text: str) -> None:
+    tab.fill(QUESTION, text)
+    tab.press(QUESTION, "Enter")
 
 
-def test_an_answer_streams_in_and_is_stopped(tab: "Page", pictures: dict[str, Path]) -> None:
-    _upload(tab, pictures["red"])
-    tab.fill("#question textarea", "What is in the picture?")
-    tab.click("#ask")
-    _wait_until(tab, "!document.querySelector('#stop').disabled")
-    length = "document.querySelector('#chat').innerText.length"
-    before = tab.evaluate(length)
-    _wait_until(tab, f"{length} > {before}")
-    _wait_until(tab, f"{length} > {before} + 20")
-
-    tab.click("#stop")
-    assert 0 < _written(tab) < ANSWER_TOKENS
-    assert "stopped" in tab.inner_text("#figures")
-    assert "picture read in" in tab.inner_text("#figures")
-    stopped = _messages(tab)
-    assert stopped[0] == "What is in the picture?"
-
-    tab.fill("#question textarea", "And where is it?")
-    tab.press("#question textarea", "Enter")
-    _wait_until(tab, "!document.querySelector('#stop').disabled")
-    tab.click("#stop")
-    assert _written(tab) < ANSWER_TOKENS
-    assert "picture read in" not in tab.inner_text("#figures")
-    messages = _messages(tab)
-    assert messages[: len(stopped)] == stopped
-    assert "And where is it?" in messages
+def _ask(tab: "Page", text: str) -> str:
+    """The whole answer."""
+    answers = len(_said(tab, "bot"))
+    _send(tab, text)
+    _answered(tab, answers + 1)
+    return _said(tab, "bot")[-1]
 
 
-def test_clear_ends_an_answer_and_empties_the_page(tab: "Page", pictures: dict[str, Path]) -> None:
-    _upload(tab, pictures["blue"])
-    tab.click("#describe")
-    _wait_until(tab, "!document.querySelector('#stop').disabled")
-    tab.click("#clear")
-    _wait_until(tab, "document.querySelector('#stop').disabled")
-    _wait_until(tab, "!document.querySelector('#picture img')")
-    tab.wait_for_timeout(1000)
-    assert _messages(tab) == []
-
-
-def test_a_file_that_is_no_picture_is_refused_with_a_message(tab: "Page", tmp_path: Path) -> None:
-    text = tmp_path / "text.png"
-    text.write_text("no picture")
-    tab.set_input_files("#picture input[type=file]", text)
-    tab.wait_for_selector("#picture img", state="attached")
-    tab.fill("#question textarea", "What is this?")
-    tab.click("#ask")
-    tab.wait_for_selector("text=text.png is not a picture")
-    tab.wait_for_selector("#ask:enabled")
-
-
-def test_an_example_fills_picture_and_question(tab: "Page") -> None:
-    tab.click("#examples img >> nth=0")
-    tab.wait_for_selector("#picture img")
-    _wait_until(tab, "document.querySelector('#question textarea').value.endsWith('?')")
-
-
-def _says(tab: "Page", text: str) -> bool:
-    return any(message.split() == text.split() for message in _messages(tab))
+def _answered(tab: "Page", count: int) -> None:
+    _wait_until(tab, f"document.querySelectorAll('#chat [data-testid=bot]').length == {count} && !({WRITING})")
+    _wait_until(tab, "document.querySelector('#figures').innerText.includes('state ')")
 
 
 def _shown(tab: "Page") -> list[str]:
@@ -165,71 +129,224 @@ def _shown(tab: "Page") -> list[str]:
     return tab.locator("#tags dt").all_inner_texts()
 
 
-def test_a_sound_is_shown_and_asked_about(
-    sound_tab: "Page", listening_model: Any, pictures: dict[str, Path], wave: Path
+def _press(tab: "Page", name: str) -> None:
+    tab.locator(f"#chat button[aria-label='{name}']").last.click()
+
+
+def test_an_answer_streams_in_and_is_stopped(tab: "Page", pictures: dict[str, Path]) -> None:
+    _attach(tab, pictures["red"], pictures["blue"])
+    _send(tab, "What is in the picture?")
+    length = "document.querySelector('#chat').innerText.length"
+    _wait_until(tab, WRITING)
+    before = tab.evaluate(length)
+    _wait_until(tab, f"{length} > {before} + 20")
+    assert tab.input_value(QUESTION) == ""
+    assert re.search(r"first token after .* tokens written", tab.inner_text("#figures"))
+    tab.click("#question .stop-button")
+    _answered(tab, 1)
+    figures = tab.inner_text("#figures")
+    written = re.search(r"(\d+) tokens written", figures)
+    assert written
+    assert int(written[1]) < ANSWER_TOKENS
+    for said in ("stopped", "encoded in", "a second", "memory"):
+        assert said in figures
+    assert tab.locator("#chat [data-testid=user] img").count() == 2
+    stopped = _said(tab, "bot")
+
+    _send(tab, "And where is it?")
+    _wait_until(tab, WRITING)
+    tab.click("#question .stop-button")
+    _answered(tab, 2)
+    assert "encoded in" not in tab.inner_text("#figures")
+    assert _said(tab, "bot")[0] == stopped[0]
+    assert _said(tab, "user") == ["What is in the picture?", "And where is it?"]
+
+
+def test_undo_another_answer_and_edit(short_tab: "Page", pictures: dict[str, Path]) -> None:
+    tab = short_tab
+    _attach(tab, pictures["red"])
+    first, second = _ask(tab, "What is it?"), _ask(tab, "Where is it?")
+    _press(tab, "Undo")
+    _wait_until(tab, f"document.querySelector('{QUESTION}').value == 'Where is it?'")
+    assert _said(tab, "bot") == [first]
+    tab.press(QUESTION, "Enter")
+    _answered(tab, 2)
+    assert _said(tab, "bot") == [first, second]
+    _press(tab, "Retry")
+    tab.wait_for_timeout(500)
+    _answered(tab, 2)
+    assert _said(tab, "bot") == [first, second]
+
+    tab.locator("#chat button[aria-label='Edit']").first.click()
+    tab.locator("#chat textarea").last.fill("Describe it.")
+    tab.locator("#chat button[aria-label='Submit']").click()
+    _answered(tab, 1)
+    assert _said(tab, "user") == ["Describe it."]
+    assert tab.locator("#chat [data-testid=user] img").count() == 1
+
+
+def test_a_fork_is_another_conversation(short_tab: "Page") -> None:
+    tab = short_tab
+    first = _ask(tab, "What is it?")
+    tab.click("#fork")
+    _wait_until(tab, "document.querySelector('#conversations input').value.startsWith('2')")
+    _ask(tab, "Where is it?")
+    tab.click("#conversations input")
+    tab.click("[role=option]:has-text('1 ·')")
+    _wait_until(tab, "document.querySelectorAll('#chat [data-testid=bot]').length == 1")
+    assert _said(tab, "bot") == [first]
+    tab.click("#chat button[aria-label='Clear']")
+    _wait_until(tab, "document.querySelectorAll('#chat [data-testid=bot]').length == 2")
+    tab.click("#new")
+    _wait_until(tab, "document.querySelectorAll('#chat [data-testid=bot]').length == 0")
+
+
+def test_a_conversation_is_saved_and_restored(
+    browser: "Browser", listening_page: str, pictures: dict[str, Path], tmp_path: Path
 ) -> None:
-    tab, listener = sound_tab, Pipeline(listening_model)
-    tab.set_input_files("#sound input[type=file]", wave)
+    file = tmp_path / "saved.safetensors"
+    with _opened(browser, listening_page) as tab:
+        _attach(tab, pictures["red"])
+        first = _ask(tab, "What is it?")
+        with tab.expect_download() as download:
+            tab.click("#save")
+        download.value.save_as(file)
+        assert download.value.suggested_filename == "conversation.safetensors"
+        second = _ask(tab, "Where is it?")
+    with _opened(browser, listening_page) as tab:
+        bad = tmp_path / "bad.safetensors"
+        bad.write_text("no conversation")
+        for path, seen in ((file, 1), (bad, 0)):
+            with tab.expect_file_chooser() as chooser:
+                tab.click("#restore")
+            chooser.value.set_files(path)
+            if not seen:
+                tab.wait_for_selector("text=the file is no saved conversation")
+                break
+            _wait_until(tab, "document.querySelectorAll('#chat [data-testid=bot]').length == 1")
+            assert _said(tab, "bot") == [first]
+            assert tab.locator("#chat [data-testid=user] img").count() == 1
+            assert _ask(tab, "Where is it?") == second
+
+
+def test_a_preset_asks_about_what_is_in_the_message(
+    short_tab: "Page", listening_model: Any, pictures: dict[str, Path]
+) -> None:
+    tab = short_tab
+    tab.fill(QUESTION, "kept")
+    _attach(tab, pictures["blue"])
+    tab.click("#presets button:has-text('Describe')")
+    _answered(tab, 1)
+    assert _said(tab, "user") == ["Describe the picture."]
+    assert _said(tab, "bot")[0].split() == Pipeline(listening_model).caption(pictures["blue"]).split()
+    assert tab.input_value(QUESTION) == "kept"
+    assert tab.locator(THUMBNAILS).count() == 0
+
+
+def test_a_sound_is_shown_and_asked_about(short_tab: "Page", listening_model: Any, wave: Path) -> None:
+    tab, listener = short_tab, Pipeline(listening_model)
+    _attach(tab, wave)
+    assert _ask(tab, "What do you hear?").split() == listener.ask("What do you hear?", audio=[wave]).text.split()
     assert _shown(tab) == [label for label, _ in listener.tag(wave)]
-    for question, read in (("What do you hear?", True), ("And where is it?", False)):
-        tab.fill("#question textarea", question)
-        tab.press("#question textarea", "Enter")
-        figures = "document.querySelector('#figures').innerText"
-        _wait_until(
-            tab, f"{figures}.includes(' tokens') && {figures}.includes('read in') == {'true' if read else 'false'}"
-        )
-        assert tab.inner_text("#figures").startswith("sound read in" if read else "8 tokens")
-        assert _says(tab, question)
-        assert _says(tab, listener.ask(question, audio=[wave]).text)
-
-    tab.click("role=tab[name='Picture']")  # which keeps the sound, as a mark says
-    tab.wait_for_selector("role=tab[name='Sound ●']")
-    _upload(tab, pictures["red"])
-    tab.wait_for_selector("role=tab[name='Picture ●']")
-    tab.fill("#question textarea", "What is it?")
-    tab.click("#ask")
-    _wait_until(tab, "document.querySelector('#figures').innerText.includes('picture and sound read in')")
-    assert _says(tab, listener.ask("What is it?", [pictures["red"]], [wave]).text)
-    assert not _says(tab, "What do you hear?")
-
-    tab.click("#clear")
-    tab.wait_for_selector("role=tab[name='Sound']")
-    _wait_until(tab, "!document.querySelector('#picture img')")
-    tab.click("role=tab[name='Sound']")
-    tab.wait_for_selector("#spectrogram", state="hidden")
+    assert tab.get_attribute("#spectrogram img", "alt")
 
 
-def test_a_sound_is_recorded(sound_tab: "Page") -> None:
-    tab = sound_tab
-    tab.click("#sound [aria-label='Record audio']")
-    tab.click("#sound .record-button")
+def test_a_sound_is_recorded(short_tab: "Page") -> None:
+    tab = short_tab
+    for button in ("Record audio", "Start recording"):
+        tab.click(f"#question [aria-label='{button}']")
     tab.wait_for_timeout(1500)
-    tab.click("#sound .stop-button")
+    for button in ("Stop recording", "Attach audio"):
+        tab.click(f"#question [aria-label='{button}']")
+    _wait_until(tab, f"document.querySelectorAll('{THUMBNAILS}').length == 1")
+    assert _ask(tab, "What do you hear?")
     assert len(_shown(tab)) == 3
-    tab.fill("#question textarea", "What do you hear?")
-    tab.click("#ask")
-    _wait_until(tab, "document.querySelector('#figures').innerText.includes('sound read in')")
 
 
-def test_an_example_sound_takes_the_picture_away(sound_tab: "Page", pictures: dict[str, Path]) -> None:
-    tab = sound_tab
-    tab.click("role=tab[name='Picture']")
-    _upload(tab, pictures["red"])
-    tab.click("role=tab[name='Sound']")
-    tab.click("#sound-examples button >> nth=0")
-    assert _shown(tab)
-    _wait_until(tab, "document.querySelector('#question textarea').value.endsWith('?')")
-    assert tab.get_attribute("#question textarea", "placeholder") == "Ask about the picture or the sound"
-    tab.wait_for_selector("role=tab[name='Picture']")
+def test_a_picture_is_taken(short_tab: "Page") -> None:
+    tab = short_tab
+    tab.locator("#camera-panel button").first.click()
+    tab.click("text=Click to Access Webcam")
+    _wait_until(tab, "document.querySelector('#camera video')?.videoWidth > 0")
+    tab.click("#camera button[aria-label='capture photo']")
+    _wait_until(tab, f"document.querySelectorAll('{THUMBNAILS}').length == 1")
+    assert _ask(tab, "What is it?")
+    assert tab.locator("#chat [data-testid=user] img").count() == 1
 
 
-def test_a_file_that_is_no_sound_is_refused_with_a_message(
-    browser_path: str, listening_page: str, tmp_path: Path
+def test_files_that_cannot_be_read_are_refused_with_a_message(short_tab: "Page", tmp_path: Path) -> None:
+    tab = short_tab
+    for name in ("text.png", "text.wav"):
+        (tmp_path / name).write_text("neither")
+        _attach(tab, tmp_path / name)
+        _send(tab, "What is this?")
+        tab.wait_for_selector(f"text={name} is neither a picture nor a sound")
+        assert _said(tab, "bot") == []
+        tab.click("#question [aria-label='Remove file']")
+    assert _ask(tab, "What?")
+    assert "Nothing to look at" in tab.inner_text("#figures")
+
+
+def test_an_example_fills_the_message(short_tab: "Page") -> None:
+    tab = short_tab
+    tab.locator("#examples button").first.click()
+    _wait_until(tab, f"document.querySelector('{QUESTION}').value.endsWith('?')")
+    assert tab.locator(THUMBNAILS).count() == 1
+    assert _ask(tab, tab.input_value(QUESTION))
+
+
+def test_it_is_used_by_keyboard_and_named_for_screen_readers(short_tab: "Page") -> None:
+    tab = short_tab
+    nameless = """[...document.querySelectorAll('#tabs button, #tabs input, #tabs textarea, #theme')].filter(e =>
+        e.checkVisibility() && !(e.innerText || e.ariaLabel || e.title || e.labels?.[0]?.innerText
+        || e.getAttribute('aria-labelledby') || e.type == 'file')).map(e => e.outerHTML.slice(0, 200))"""
+    assert tab.evaluate(nameless) == []
+    tab.focus(QUESTION)
+    tab.keyboard.type("What?")
+    tab.keyboard.press("Enter")
+    _answered(tab, 1)
+    assert tab.get_attribute("#figures", "role") == "status"
+    dark = "document.body.classList.contains('dark')"
+    before = tab.evaluate(dark)
+    tab.focus("#theme")
+    tab.keyboard.press("Enter")
+    _wait_until(tab, f"{dark} != {str(before).lower()}")
+
+
+def test_on_a_phone_the_question_is_in_sight(short_tab: "Page") -> None:
+    tab = short_tab
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.evaluate("scrollTo(0, 0)")
+    for _ in range(2):
+        box = tab.locator("#question").bounding_box()
+        assert box
+        assert box["y"] + box["height"] <= 844
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        _ask(tab, "What is it?")
+        tab.evaluate("scrollTo(0, 0)")
+
+
+def test_eight_tabs_at_once_mix_nothing(
+    browser: "Browser", listening_page: str, listening_model: Any, pictures: dict[str, Path]
 ) -> None:
-    text = tmp_path / "text.wav"
-    text.write_text("no sound")
-    with _opened(browser_path, listening_page, ["Waveform load error: MediaError"]) as tab:
-        tab.click("role=tab[name='Sound']")
-        tab.set_input_files("#sound input[type=file]", text)
-        tab.wait_for_selector("text=text.wav is not a sound")
-        assert not tab.is_visible("#spectrogram")
+    questions = ("What is it?", "Where is it?", "Describe it.")
+    names = ["red", "blue"] * 4
+    pipeline = Pipeline(listening_model)
+    alone = {
+        name: [pipeline.ask(question, [picture]).text.split() for question in questions]
+        for name, picture in pictures.items()
+    }
+    tabs = [browser.new_page() for _ in names]
+    for tab, name in zip(tabs, names, strict=True):
+        tab.set_default_timeout(PATIENCE)
+        tab.goto(listening_page)
+        _attach(tab, pictures[name])
+    for number, question in enumerate(questions):
+        for tab in tabs:
+            _send(tab, question)
+        for tab in tabs:
+            _answered(tab, number + 1)
+    for tab, name in zip(tabs, names, strict=True):
+        assert [text.split() for text in _said(tab, "bot")] == alone[name]
+    for tab in tabs:
+        tab.close()

@@ -1,0 +1,122 @@
+"""The page's tab for a long text: read once with a progress bar, asked many times, its state taken away and back."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
+
+from app.document import load_document, portions, read_in
+from app.media import user_message
+from app.models import Engines
+from app.progress_bar import progress_bar, progress_place
+from app.refusals import refusals_as_messages
+from app.requests import Piece, Request
+from app.shelf import Handle, Shelf, size_of
+from app.state_files import dump, load
+from mm_rwkv7.pipeline import Timings
+from mm_rwkv7.state import State
+
+KEPT = 512 << 20  # bytes of all visitors' states; the ones used least recently go
+PAUSE = 0.05  # seconds between two updates of an answer
+FILE = "document.safetensors"
+Outputs = tuple[Any, ...]
+Turns = list[dict[str, Any]]
+
+
+def add_document(engines: Engines, model: gr.components.Component) -> None:
+    """The tab's components, inside the running `gr.Blocks`. `model` holds the name of the model that is asked."""
+    shelf = Shelf(KEPT)
+
+    def read(name: str, file: str | None, pasted: str) -> Iterator[Outputs]:
+        """Read a text, of a file or else a pasted one, so that it can be asked about."""
+        with refusals_as_messages([file] if file else []), engines(name) as engine:
+            if not file and not pasted.strip():
+                raise ValueError("there is no text to read")
+            pieces = portions(engine.pipeline, load_document(file) if file else pasted)
+            total, began = sum(map(len, pieces)), time.perf_counter()
+            yield progress_bar(0, total, f"0 of {total:,} tokens read"), None, [], _nothing_to_take()
+            for state in read_in(engine, pieces):
+                told = f"{state.tokens_seen:,} of {total:,} tokens read"
+                yield progress_bar(state.tokens_seen, total, told), None, gr.skip(), gr.skip()
+            took = time.perf_counter() - began
+            yield ready(state, f"{total:,} tokens read in {took:,.1f} s")
+
+    def bring(name: str, file: str) -> Iterator[Outputs]:
+        """Go on from the state of a document that was read before."""
+        with refusals_as_messages([file]), engines(name) as engine:
+            state = load(Path(file).read_bytes(), engine.pipeline)
+            yield ready(state, f"{state.tokens_seen:,} tokens were read before")
+
+    def ready(state: State, told: str) -> Outputs:
+        told = f"{told}; what is remembered takes {size_of(state) / 1e6:.2f} MB"
+        path = save_bytes_to_cache(dump(state), FILE, get_upload_folder())
+        return progress_bar(1, 1, told), shelf.put(state), [], gr.DownloadButton(value=path, interactive=True)
+
+    def ask(name: str, document: Handle | None, question: str, turns: Turns | None) -> Iterator[Outputs]:
+        """Answer a question from the state after the document, whatever was asked before."""
+        with refusals_as_messages(), engines(name) as engine:
+            if document is None:
+                raise ValueError("no document has been read yet")
+            request = Request(user_message(question), state=shelf.get(document))
+            turns = [*(turns or []), {"role": "user", "content": question}]
+            text, shown = "", 0.0
+            with engine.submit(request) as ticket:
+                for item in ticket:
+                    if isinstance(item, Piece):
+                        text += item.text
+                        if time.monotonic() - shown >= PAUSE:
+                            shown = time.monotonic()
+                            yield [*turns, {"role": "assistant", "content": text}], "", "Writing …"
+                    else:
+                        yield [*turns, {"role": "assistant", "content": item.text}], "", _figures(item.timings)
+
+    gr.Markdown(
+        "A text of any length is read once, at constant memory, and every question is answered from the state after it."
+    )
+    document = gr.State(None)
+    with gr.Row():
+        file = gr.File(label="Text file", file_types=[".txt", ".md"], height=160, scale=1, elem_id="document-file")
+        pasted = gr.Textbox(label="Or the text itself", lines=5, max_lines=5, scale=2, elem_id="document-text")
+    with gr.Row():
+        run = gr.Button("Read", variant="primary", min_width=110, elem_id="document-read")
+        stop = gr.Button("Stop", variant="stop", min_width=110, elem_id="document-stop")
+        take = gr.DownloadButton("Take the state", interactive=False, min_width=110, elem_id="document-take")
+        back = gr.UploadButton("Bring a state", file_types=[".safetensors"], min_width=110, elem_id="document-bring")
+    progress = progress_place("document-progress")
+    chat = gr.Chatbot(
+        label="Questions and answers",
+        height=300,
+        render_markdown=False,
+        feedback_options=None,
+        buttons=[],
+        elem_id="document-chat",
+    )
+    with gr.Row():
+        question = gr.Textbox(label="Question about it", max_lines=4, scale=5, elem_id="document-question")
+        send = gr.Button("Ask", variant="primary", min_width=110, scale=1, elem_id="document-ask")
+    figures = gr.Markdown(elem_id="document-figures")
+
+    shown = [progress, document, chat, take]
+    reading = run.click(read, [model, file, pasted], shown, api_name="read_document", show_progress="hidden")
+    back.upload(bring, [model, back], shown, api_visibility="private", show_progress="hidden")
+    asking = gr.on(
+        [send.click, question.submit],
+        ask,
+        [model, document, question, chat],
+        [chat, question, figures],
+        api_name="ask_document",
+        show_progress="hidden",
+    )
+    stop.click(None, None, None, cancels=[reading, asking], queue=False, api_visibility="private")
+
+
+def _figures(timings: Timings) -> str:
+    return f"first token after {timings.first_token_s:.2f} s · {timings.decode_tokens_per_s:.0f} tokens a second"
+
+
+def _nothing_to_take() -> Any:
+    return gr.DownloadButton(value=None, interactive=False)

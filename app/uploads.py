@@ -1,0 +1,52 @@
+"""What visitors send: told apart by content, checked before it is decoded, read before anything is said about it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.conversation import Medium
+from app.media import is_sound, read_medium
+from app.saved import preview_of
+
+MOST = 32  # of one message
+SOUND_S = 3600.0
+
+
+def read_uploads(paths: Sequence[str]) -> list[Medium]:
+    """The pictures and sounds of these files, in order. ValueError names the file that is neither, broken or too
+    large."""
+    if len(paths) > MOST:
+        raise ValueError(f"there are {len(paths)} pictures and sounds, expected at most {MOST}")
+    return [_read(path) for path in paths]
+
+
+def part_of(path: str) -> dict[str, Any]:
+    """A file as a message holds it, not read yet: what reads it says what is wrong with it. ValueError for too long a
+    sound."""
+    kind = "audio" if is_sound(path) else "image"
+    if kind == "audio":
+        check_length(path)
+    return {"type": kind, kind: path}
+
+
+def _read(path: str) -> Medium:
+    name = Path(path).name
+    if is_sound(path):
+        check_length(path)
+    part = read_medium(path)
+    if part["type"] == "audio":
+        return Medium("audio", name, path, content=path)
+    return Medium("image", name, path, preview_of(part["image"]), part["image"])
+
+
+def check_length(path: str) -> None:
+    """ValueError for too long a sound. What cannot be opened is left to the reader, which says what is wrong."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as opened:
+            seconds = opened.frames / opened.samplerate
+    except (soundfile.SoundFileError, RuntimeError, TypeError, ZeroDivisionError):
+        return
+    if seconds > SOUND_S:  # no more samples are read than the header announces
+        raise ValueError(f"{path} is longer than {SOUND_S:g} s, or of unknown length")

@@ -1,0 +1,121 @@
+"""The tabs besides the chat, and the choice among models, in a real browser."""
+
+import csv
+import io
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app.models import Models
+from app.page import build
+from app.serving import launch
+from mm_rwkv7.pipeline import Pipeline
+from mm_rwkv7.sampling import Sampling
+from mm_rwkv7.state import State
+from tests.app.test_browser import _opened, browser, browser_path  # noqa: F401 - fixtures
+from tests.app.test_server_models import known, opener  # noqa: F401 - a fixture
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+pytestmark = pytest.mark.slow
+
+TEXT = "What is in the picture? a red square\n" * 400
+
+
+@pytest.fixture
+def tab(browser: "Browser", known: dict[str, Pipeline]) -> Iterator["Page"]:  # noqa: F811
+    """A page with two models, of which one is in memory."""
+    models = Models(["/models/endless", "listening"], opener(known))
+    with models.served() as served, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        free.close()
+        page = build(served)
+        launch(page, served, "127.0.0.1", port)
+        with _opened(browser, f"http://127.0.0.1:{port}") as tab:
+            yield tab
+        page.close()
+
+
+def _limit(tab: "Page", tokens: int) -> None:
+    tab.click("text=How it answers")
+    tab.fill("[aria-label='number input for Most tokens'] >> nth=0", str(tokens))
+
+
+def _pick(tab: "Page", name: str) -> None:
+    tab.click("#model input")
+    tab.click(f"[role=option]:has-text('{name}')")
+
+
+def _downloaded(tab: "Page", button: str) -> Path:
+    with tab.expect_download() as download:
+        tab.click(button)
+    return Path(download.value.path())
+
+
+def _text(place: "Locator") -> str:
+    return " ".join(place.inner_text().split())
+
+
+def test_models_are_picked_and_each_keeps_its_chat(tab: "Page", known: dict[str, Pipeline]) -> None:  # noqa: F811
+    answers = {name: pipeline.ask("Describe", sampling=Sampling(6)).text for name, pipeline in known.items()}
+    for name, other in (("endless", "listening"), ("listening", "endless")):
+        _limit(tab, 6)
+        tab.fill("#question textarea", "Describe")
+        tab.press("#question textarea", "Enter")
+        tab.wait_for_selector("#figures:has-text('cut at the limit')")
+        assert answers[name] in _text(tab.locator("#chat"))
+        _pick(tab, other)
+        tab.wait_for_function(f"!document.querySelector('#chat').innerText.includes({answers[name]!r})", polling=50)
+        tab.wait_for_selector("#question textarea:enabled")
+    tab.wait_for_selector(f"#chat:has-text('{answers['endless']}')")
+
+
+def test_many_files_a_long_text_and_the_state(
+    tab: "Page",
+    known: dict[str, Pipeline],  # noqa: F811
+    pictures: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    pipeline = known["endless"]
+    tab.click("role=tab[name='Many files']")
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    tab.set_input_files("#gallery-files input[type=file]", [pictures["red"], broken, pictures["blue"]])
+    tab.wait_for_selector("#gallery-files:has-text('blue')")
+    tab.fill("#gallery-question textarea", "What is it?")
+    tab.fill("[aria-label='number input for Most tokens']:visible", "5")
+    tab.click("#gallery-run")
+    tab.wait_for_selector("#gallery-progress:has-text('3 of 3 done, 1 failed')")
+    rows = list(csv.DictReader(io.StringIO(_downloaded(tab, "#gallery-csv").read_text("utf-8-sig"))))
+    assert [row["file"] for row in rows] == ["red.png", "broken.png", "blue.png"]
+    assert rows[0]["answer"] == pipeline.ask("What is it?", [pictures["red"]], sampling=Sampling(5)).text
+    assert rows[1]["error"].startswith("broken.png is not a picture")
+    assert rows[0]["answer"] in _text(tab.locator("#gallery-table"))
+
+    tab.click("role=tab[name='Long text']")
+    tab.fill("#document-text textarea", TEXT)
+    tab.click("#document-read")
+    tab.wait_for_selector("#document-progress:has-text('what is remembered takes')")
+    state = State.load(_downloaded(tab, "#document-take"), pipeline.fingerprint)
+    assert state.tokens_seen == pipeline.prefill([{"role": "user", "content": TEXT}]).tokens_seen
+    with tab.expect_file_chooser() as chooser:
+        tab.click("#document-bring")
+    chooser.value.set_files({"name": "x.safetensors", "mimeType": "application/octet-stream", "buffer": b"no state"})
+    tab.wait_for_selector("text=is not a state file")
+
+    tab.click("role=tab[name='What it remembers']")
+    tab.fill("#remembered-text textarea", "a <b>red</b> square")
+    tab.click("#look")
+    columns = tab.locator("#maps .column")
+    columns.first.wait_for(state="attached")
+    told = [column.get_attribute("data-token") or "" for column in columns.all()]
+    spelled = "".join(re.fullmatch(r"\d+: '(.*)'", one)[1] for one in told)  # type: ignore[index]
+    assert spelled == "User: a <b>red</b> square\\n\\n"
+    columns.nth(2).hover()
+    shown = columns.nth(2).evaluate("element => getComputedStyle(element, '::after').content")
+    assert shown.strip('"') == told[2]

@@ -1,0 +1,124 @@
+"""Which engines are open, and that nobody loses the one in use."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.cli import main
+from app.models import Models, public_name
+from app.requests import Busy
+
+
+class Fake:
+    """What `Models` knows of an engine."""
+
+    def __init__(self, source: str) -> None:
+        self.source, self.closed = source, False
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+
+
+@pytest.fixture
+def opened() -> list[Fake]:
+    return []
+
+
+@pytest.fixture
+def opening(opened: list[Fake]) -> Callable[[str], Any]:
+    def make(source: str) -> Any:
+        if source.endswith("broken"):
+            raise ValueError(f"{source} is broken")
+        opened.append(Fake(source))
+        return opened[-1]
+
+    return make
+
+
+def test_names_are_no_paths(opening: Any) -> None:
+    assert [public_name(name) for name in ("nano", "hf:a/b", "/x/y/z")] == ["nano", "a/b", "z"]
+    assert Models(["nano", "hf:a/b", "/x/y/z"], opening).names == ["nano", "a/b", "z"]
+    for sources, said in ((["/x/a", "/y/a"], "one name"), ([], "at least one")):
+        with pytest.raises(ValueError, match=said):
+            Models(sources, opening)
+    with pytest.raises(ValueError, match="at least one"):
+        Models(["a"], opening, at_once=0)
+
+
+def test_a_model_opens_when_it_is_used_and_the_least_recent_one_closes(opening: Any, opened: list[Fake]) -> None:
+    models = Models(["a", "b", "c"], opening, at_once=2)
+    assert not opened
+    for name in ("a", "b", "a", "c", "a", "b"):
+        with models.use(name) as engine:
+            assert engine.source == name  # type: ignore[attr-defined]
+            assert not engine.closed  # type: ignore[attr-defined]
+            assert len(models.open) <= 2
+    assert [engine.source for engine in opened] == ["a", "b", "c", "b"]
+    assert set(models.open) == {"a", "b"}
+    models.close()
+    assert all(engine.closed for engine in opened)
+    with models.use("a"):
+        assert len(opened) == 5
+
+
+def test_an_engine_in_use_is_not_closed(opening: Any, opened: list[Fake]) -> None:
+    models = Models(["a", "b"], opening)
+    with models.use("a") as engine, models.use("a") as same:
+        assert engine is same
+        with pytest.raises(Busy), models.use("b"):
+            pass
+    with models.use("b"):
+        assert opened[0].closed
+
+
+def test_what_cannot_be_opened_takes_no_place(opening: Any, opened: list[Fake]) -> None:
+    models = Models(["a", "broken"], opening)
+    for name, said in (("broken", "is broken"), ("none", "there is no model 'none', expected one of a, broken")):
+        with pytest.raises(ValueError, match=said), models.use(name):
+            pass
+    with models.use("a"), pytest.raises(Busy), models.use("broken"):
+        pass
+    with models.use("a"):
+        assert len(opened) == 1
+
+
+def test_many_threads_share_what_is_open(opening: Any, opened: list[Fake], seed: int) -> None:
+    import random
+
+    models, names = Models(["a", "b", "c"], opening, at_once=2), ["a", "b", "c"]
+    failures: list[str] = []
+
+    def work(number: int) -> None:
+        rng = random.Random(seed + number)
+        for _ in range(200):
+            name = rng.choice(names)
+            try:
+                with models.use(name) as engine:
+                    time.sleep(rng.random() / 10_000)
+                    if engine.closed or engine.source != name:  # type: ignore[attr-defined]
+                        failures.append(name)
+            except Busy:
+                pass
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, f"seed {seed}"
+    assert len(models.open) <= 2
+    assert sum(not engine.closed for engine in opened) == len(models.open), f"seed {seed}"
+
+
+def test_every_model_is_looked_for_before_any_is_opened(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for names, said in ((["nano", "/none/such"], "model '/none/such' does not exist"), (["nano", "nano"], "one name")):
+        given = [word for name in names for word in ("--model", name)]
+        assert main(["app", "--port", str(port), *given]) == 2
+        assert said in capsys.readouterr().err
