@@ -7,6 +7,7 @@ tokenizer gives other numbers under the same names.
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +96,9 @@ def _meteor(references: Mapping[str, list[str]], predictions: Mapping[str, list[
     try:
         return float(scorer.compute_score(references, predictions)[0])
     except (OSError, ValueError) as error:  # the pipe to a program that ended, or what it said instead of a number
-        scorer.lock.release()  # its __del__ waits for the lock
+        scorer.lock.release()  # its __del__ waits for the lock, and closes what cannot be flushed any more
+        with suppress(OSError):
+            scorer.meteor_p.stdin.close()
         return f"its Java program failed: {error}"
 
 

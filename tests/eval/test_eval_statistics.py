@@ -58,3 +58,5 @@ def test_paired_runs_are_compared_sample_by_sample() -> None:
     assert found.stderr == pytest.approx(100 * math.sqrt(0.1 * 0.9 / 99))
     assert found.p == pytest.approx(math.erfc(10 / found.stderr / math.sqrt(2)))
     assert paired(a, a, {name: name for name in a}).p == 1
+    most = {name: 100.0 * (int(name) < 90) for name in a}
+    assert 0 < paired(a, most, {name: name for name in a}).p < 1e-100  # smaller than what 1 - cdf can tell from 0
