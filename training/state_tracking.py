@@ -25,7 +25,7 @@ from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config
 from training.study import StudyConfig, Task
 from training.word_problems import WordProblem
 
-WARMUP = 100  # steps
+WARMUP = 50  # steps
 
 
 class Attention(nn.Module):
