@@ -7,6 +7,7 @@ from pathlib import Path
 def plot_loss(folder: Path) -> None:
     """Draw `loss.png` from `log.jsonl`: the loss of every step, and smoothed, one colour a stage."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     curves: dict[str, tuple[list[int], list[float], list[float]]] = {}
     for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
@@ -23,7 +24,7 @@ def plot_loss(folder: Path) -> None:
     for number, (name, (steps, losses, means)) in enumerate(curves.items()):
         axes.plot(steps, losses, color=f"C{number}", alpha=0.3, linewidth=0.8)
         axes.plot(steps, means, color=f"C{number}", label=name)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(folder / "loss.png", dpi=120)
