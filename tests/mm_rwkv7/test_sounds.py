@@ -175,7 +175,7 @@ def test_real_clips_are_read(data_dir: Path) -> None:
     table = parquet.read_table(data_dir / "esc10" / "folds1-4.parquet")
     for clip in random.SystemRandom().sample(table["audio"].to_pylist(), 8):
         waveform = load_sound(clip["bytes"])
-        samples, rate = soundfile.read(io.BytesIO(clip["bytes"]), always_2d=True)
+        samples, rate = soundfile.read(BytesIO(clip["bytes"]), always_2d=True)
         assert len(waveform) == pytest.approx(len(samples) * 16_000 / rate, abs=1)
         whole = np.sqrt((samples.mean(1) ** 2).mean())  # less only by what lies above the 8 kHz that are left
         assert 0.5 * whole < waveform.square().mean().sqrt() < 1.001 * whole
