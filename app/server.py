@@ -52,7 +52,7 @@ def check_folder(folder: Path) -> None:
 
 def serve(models: "Models", host: str, port: int, config: ServerConfig) -> None:
     """Serve the interface and the page until interrupted."""
-    from app.page import build
+    from app.web.page import build
 
     with models.served() as served:
         listen(create(served, config, build(served)), host, port, ", ".join(models.names))
@@ -142,8 +142,8 @@ def _figures(service: Service) -> Response:
 def _mount(app: FastAPI, page: "Blocks", served: "Engine | Models", password: str | None) -> None:
     import gradio
 
-    from app.look import CSS, theme
     from app.serving import AT_ONCE, WAITING, largest_upload
+    from app.web.look import CSS, theme
 
     page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
     gradio.mount_gradio_app(

@@ -26,7 +26,7 @@ def check_address(host: str, port: int) -> None:
 
 def serve(models: "Models", host: str, port: int) -> None:
     """Serve the page until interrupted."""
-    from app.page import build
+    from app.web.page import build
 
     with models.served() as served:
         page = build(served)
@@ -47,7 +47,7 @@ def largest_upload(served: "Engine | Models") -> int:
 
 def launch(page: "Blocks", served: "Engine | Models", host: str, port: int) -> None:
     """Start the page's server and return. Nothing is fetched from elsewhere, and nothing sent there."""
-    from app.look import CSS, theme
+    from app.web.look import CSS, theme
 
     page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
     page.launch(

@@ -189,7 +189,7 @@ CLEAN = {
     "mm_rwkv7/pipeline.py": "from .model import MMRWKV7\n",
     "training/loop.py": "from mm_rwkv7 import Pipeline\n",
     "app/cli.py": "import training.loop\n",
-    "app/page.py": "import gradio\n",
+    "app/web/page.py": "import gradio\n",
 }
 
 
@@ -204,10 +204,10 @@ def test_a_clean_tree_passes(tmp_path: Path) -> None:
         ("encoders/sound.py", "from mm_rwkv7.ops import wkv7", "encoders may import no other package"),
         ("encoders/sound.py", "def f():\n    import mm_rwkv7", "encoders may import no other package"),
         ("mm_rwkv7/extra.py", "import training.loop", "mm_rwkv7 may import"),
-        ("mm_rwkv7/extra.py", "def f():\n    importlib.import_module('app.page')", "mm_rwkv7 may import"),
+        ("mm_rwkv7/extra.py", "def f():\n    importlib.import_module('app.web.page')", "mm_rwkv7 may import"),
         ("training/data.py", "from app import page", "training may import"),
         ("eval/run.py", "import training", "eval may import"),
-        ("app/page.py", "from eval.run import run", "app may import"),
+        ("app/web/page.py", "from eval.run import run", "app may import"),
         ("mm_rwkv7/ops/fast.py", "from mm_rwkv7.config import Config", "ops stands below"),
         ("mm_rwkv7/ops/fast.py", "from ..config import Config", "ops stands below"),
         ("mm_rwkv7/rwkv7.py", "def f():\n    from mm_rwkv7.model import M", "stands above mm_rwkv7.rwkv7"),

@@ -70,8 +70,8 @@ class SlowPage:
 def _served(model: Any, name: str) -> Iterator[str]:
     """The address of a model's page, served from this process."""
     from app.engine import Engine
-    from app.page import build
     from app.serving import launch
+    from app.web.page import build
     from mm_rwkv7.pipeline import Pipeline
 
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -15,10 +15,10 @@ from gradio_client.exceptions import AppError
 from app import document
 from app.cli import main
 from app.document import load_document, portions, read_in, read_with_bar
-from app.document_tab import add_document
 from app.engine import Engine, EngineConfig
 from app.models import only
 from app.requests import Request
+from app.web.document_tab import add_document
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.state import State

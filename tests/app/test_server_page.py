@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 from app.engine import Engine, EngineConfig
-from app.page import build
+from app.web.page import build
 from mm_rwkv7.pipeline import Pipeline
-from tests.app.page_client import PageClient
 from tests.app.servers import ask, error_of, post, served
+from tests.app.web.page_client import PageClient
 
 PASSWORD = "a password"  # pragma: allowlist secret
 

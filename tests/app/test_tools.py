@@ -11,8 +11,8 @@ import pytest
 
 from app.api.config import ServerConfig
 from app.engine import Engine, EngineConfig
-from app.page import build
 from app.tools import PATH, Tools
+from app.web.page import build
 from mm_rwkv7.pipeline import Pipeline
 from tests.app.servers import image, png, served, wav
 

@@ -2,16 +2,16 @@
 
 import gradio as gr
 
-from app.chat_tab import chat_tab
-from app.document_tab import add_document
 from app.engine import Engine
-from app.gallery import add_gallery
-from app.handlers import Handlers
-from app.look import NAMES, SWITCH
-from app.media_panel import AT_ONCE
 from app.models import Models, only
-from app.picker import Leave, model_picker, picked_chat
-from app.state_view import add_state_view
+from app.web.chat_tab import chat_tab
+from app.web.document_tab import add_document
+from app.web.gallery import add_gallery
+from app.web.handlers import Handlers
+from app.web.look import NAMES, SWITCH
+from app.web.media_panel import AT_ONCE
+from app.web.picker import Leave, model_picker, picked_chat
+from app.web.state_view import add_state_view
 
 INTRODUCTION = """# mm-rwkv7
 RWKV-7, a recurrent network without attention: all it has read is a small state, undone, forked and saved at once."""

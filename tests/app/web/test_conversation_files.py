@@ -16,12 +16,12 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as file_of
 from torch import Tensor
 
-from app.conversation import Conversation
 from app.engine import Engine, EngineConfig
-from app.saved import restore, save
-from app.shelf import Shelf
 from app.state_files import dump
-from app.uploads import read_uploads
+from app.web.conversation import Conversation
+from app.web.saved import restore, save
+from app.web.shelf import Shelf
+from app.web.uploads import read_uploads
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 
@@ -139,6 +139,6 @@ def test_what_is_no_such_file_at_all_is_refused(engine: Engine, data: bytes) -> 
 
 
 def test_a_huge_file_is_refused_before_it_is_opened(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.saved.LARGEST", 100)
+    monkeypatch.setattr("app.web.saved.LARGEST", 100)
     with pytest.raises(ValueError, match="takes at most"):
         restore(bytes(1 << 26), Shelf(1 << 28), engine.pipeline)

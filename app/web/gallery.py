@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from app.answering_all import Answered, answer_all
 from app.models import Engines
-from app.progress_bar import progress_bar, progress_place
-from app.refusals import refusals_as_messages
-from app.tables import write_csv, write_jsonl
+from app.web.answering_all import Answered, answer_all
+from app.web.progress_bar import progress_bar, progress_place
+from app.web.refusals import refusals_as_messages
+from app.web.tables import write_csv, write_jsonl
 from mm_rwkv7.sampling import Sampling
 
 HEADERS = ["file", "answer", "error"]

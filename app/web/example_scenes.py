@@ -1,11 +1,11 @@
 """The page's example pictures: generated scenes of odd seeds, which no training has shown.
 
-`python -m app.example_scenes` draws them anew.
+`python -m app.web.example_scenes` draws them anew.
 """
 
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "examples"
+FOLDER = Path(__file__).parents[1] / "examples"
 SIDE = 384
 
 # seed -> a question worth asking

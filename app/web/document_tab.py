@@ -12,11 +12,11 @@ from gradio.utils import get_upload_folder
 from app.document import load_document, portions, read_in
 from app.media import user_message
 from app.models import Engines
-from app.progress_bar import progress_bar, progress_place
-from app.refusals import refusals_as_messages
 from app.requests import Piece, Request
-from app.shelf import Handle, Shelf, size_of
 from app.state_files import dump, load
+from app.web.progress_bar import progress_bar, progress_place
+from app.web.refusals import refusals_as_messages
+from app.web.shelf import Handle, Shelf, size_of
 from mm_rwkv7.pipeline import Timings
 from mm_rwkv7.state import State
 

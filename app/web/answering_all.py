@@ -8,9 +8,9 @@ from typing import Any
 
 from app.engine import Engine
 from app.media import user_message
-from app.refusals import without_folder
 from app.requests import Busy, Request, Ticket
-from app.uploads import part_of
+from app.web.refusals import without_folder
+from app.web.uploads import part_of
 from mm_rwkv7.sampling import Sampling
 
 READERS = 2  # files that are decoded at once: a large picture takes 100 MB

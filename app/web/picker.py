@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from app.chat_tab import chat_tab
-from app.handlers import Handlers
-from app.media_panel import AT_ONCE
 from app.models import Models
+from app.web.chat_tab import chat_tab
+from app.web.handlers import Handlers
+from app.web.media_panel import AT_ONCE
 
 Leave = Callable[[gr.Request], None]  # what a visitor who leaves sets off
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from app.conversation import Medium
 from app.media import is_sound, read_medium
-from app.saved import preview_of
+from app.web.conversation import Medium
+from app.web.saved import preview_of
 
 MOST = 32  # of one message
 SOUND_S = 3600.0

@@ -10,8 +10,8 @@ import torch
 from matplotlib import colormaps
 
 from app.engine import Engine, EngineConfig
-from app.heat_map import GAP, ROW, Token, draw, field
-from app.state_view import MOST, trace
+from app.web.heat_map import GAP, ROW, Token, draw, field
+from app.web.state_view import MOST, trace
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.remembering import Remembered, remember
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import gradio as gr
 
-from app.handlers import Handlers
-from app.media_panel import AT_ONCE, camera, examples, heard
+from app.web.handlers import Handlers
+from app.web.media_panel import AT_ONCE, camera, examples, heard
 from mm_rwkv7.sampling import Sampling
 
 LONGEST = 1024  # tokens of an answer that a visitor may ask for

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.models import Models
-from app.page import build
 from app.serving import launch
+from app.web.page import build
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.state import State
-from tests.app.test_browser import _opened, browser, browser_path  # noqa: F401 - fixtures
 from tests.app.test_server_models import known, opener  # noqa: F401 - a fixture
+from tests.app.web.test_browser import _opened, browser, browser_path  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -12,12 +12,12 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from app.answering_all import Answered, answer_all
 from app.engine import Engine, EngineConfig
-from app.gallery import add_gallery
 from app.models import only
 from app.requests import Request
-from app.tables import write_csv, write_jsonl
+from app.web.answering_all import Answered, answer_all
+from app.web.gallery import add_gallery
+from app.web.tables import write_csv, write_jsonl
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 from tests.app.servers import until

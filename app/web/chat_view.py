@@ -9,7 +9,7 @@ from typing import Any
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 
-from app.conversation import Figures, Medium, Turn
+from app.web.conversation import Figures, Medium, Turn
 from mm_rwkv7.bench.memory import resident
 
 WAITING = "…"

@@ -4,9 +4,9 @@ from typing import Any
 
 import gradio as gr
 
-from app import example_scenes, example_sounds
-from app.handlers import Handlers
-from app.heard import TAGS
+from app.web import example_scenes, example_sounds
+from app.web.handlers import Handlers
+from app.web.heard import TAGS
 
 AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 

@@ -1,11 +1,11 @@
 """The page's example sounds: generated ones of odd seeds, which no training has played.
 
-`python -m app.example_sounds` makes them anew.
+`python -m app.web.example_sounds` makes them anew.
 """
 
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "examples"
+FOLDER = Path(__file__).parents[1] / "examples"
 
 # seed -> what to call it, and a question worth asking
 SOUNDS = {

@@ -7,13 +7,13 @@ import gradio as gr
 import torch
 
 from app.engine import Engine
-from app.heat_map import CSS, Token, draw
 from app.models import Engines
 from app.prompts import Prompt, prepare
-from app.refusals import refusals_as_messages
 from app.requests import Request, Ticket
 from app.row import Row
-from app.uploads import part_of
+from app.web.heat_map import CSS, Token, draw
+from app.web.refusals import refusals_as_messages
+from app.web.uploads import part_of
 from mm_rwkv7.generate import Writer
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.remembering import Remembered, remember

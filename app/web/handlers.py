@@ -8,17 +8,17 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 
-from app import chat_view
-from app.conversation import Conversation, Progress
 from app.engine import Engine
-from app.heard import hear
 from app.media import is_sound
-from app.presets import presets
-from app.refusals import refusals_as_messages
-from app.saved import restore, save
-from app.spectrogram import draw
-from app.uploads import read_uploads
-from app.visitors import Visitor, Visitors
+from app.web import chat_view
+from app.web.conversation import Conversation, Progress
+from app.web.heard import hear
+from app.web.presets import presets
+from app.web.refusals import refusals_as_messages
+from app.web.saved import restore, save
+from app.web.spectrogram import draw
+from app.web.uploads import read_uploads
+from app.web.visitors import Visitor, Visitors
 from mm_rwkv7.sampling import Sampling
 
 Update = tuple[Any, ...]

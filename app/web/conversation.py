@@ -12,7 +12,7 @@ from typing import Any
 
 from app.engine import Engine
 from app.requests import Cancelled, Piece, Request, Ticket
-from app.shelf import NOTHING, Handle, Shelf, size_of
+from app.web.shelf import NOTHING, Handle, Shelf, size_of
 from mm_rwkv7.pipeline import Answer
 from mm_rwkv7.sampling import Sampling
 

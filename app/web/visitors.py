@@ -5,9 +5,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from app.conversation import Conversation
 from app.engine import Engine
-from app.shelf import Shelf
+from app.web.conversation import Conversation
+from app.web.shelf import Shelf
 
 MOST = 8  # conversations of a tab
 TITLE = 22  # letters

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from app.conversation import Medium, Turn
-from app.shelf import NOTHING, Gone, Handle, Shelf
 from app.state_files import dump, load, state_bytes
+from app.web.conversation import Medium, Turn
+from app.web.shelf import NOTHING, Gone, Handle, Shelf
 from mm_rwkv7.pipeline import Pipeline
 
 FORMAT = "mm-rwkv7-conversation/1"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.spectrogram import COLUMNS, QUIETEST, columns, draw, height
+from app.web.spectrogram import COLUMNS, QUIETEST, columns, draw, height
 from encoders.spectrogram import Spectrogram
 from mm_rwkv7.sounds import Sound
 from tests.ears import RATE, noise

@@ -19,24 +19,24 @@ from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from app import chat_view, example_sounds
 from app.cli import main
-from app.conversation import Conversation, Figures
 from app.engine import Engine, EngineConfig
-from app.example_scenes import SCENES, examples, picture
-from app.handlers import UNSEEN, Handlers
-from app.page import build
-from app.presets import presets
 from app.serving import check_address
-from app.shelf import Shelf
-from app.uploads import read_uploads
+from app.web import chat_view, example_sounds
+from app.web.conversation import Conversation, Figures
+from app.web.example_scenes import SCENES, examples, picture
+from app.web.handlers import UNSEEN, Handlers
+from app.web.page import build
+from app.web.presets import presets
+from app.web.shelf import Shelf
+from app.web.uploads import read_uploads
 from mm_rwkv7 import Sampling
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.synthetic import soundscapes
-from tests.app.page_client import CONTROLS, PageClient, answers, message, said
+from tests.app.web.page_client import CONTROLS, PageClient, answers, message, said
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Pictures = dict[str, Path]
 
 

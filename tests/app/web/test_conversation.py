@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from app.conversation import Conversation, Medium, Progress, Turn
 from app.engine import Engine, EngineConfig
-from app.saved import restore, save
-from app.shelf import Gone, Shelf
-from app.uploads import read_uploads
-from app.visitors import MOST, Visitors
+from app.web.conversation import Conversation, Medium, Progress, Turn
+from app.web.saved import restore, save
+from app.web.shelf import Gone, Shelf
+from app.web.uploads import read_uploads
+from app.web.visitors import MOST, Visitors
 from mm_rwkv7.decode import ModuleStepper
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
@@ -166,7 +166,7 @@ def test_a_file_keeps_the_last_states_when_there_are_many(
     for _ in range(4):
         _last(conversation.ask("What?", [], PLAIN))
     whole = len(save(conversation.turns, shelf, engine.pipeline))
-    monkeypatch.setattr("app.saved.STATES", 0)
+    monkeypatch.setattr("app.web.saved.STATES", 0)
     data = save(conversation.turns, shelf, engine.pipeline)
     assert len(data) < whole / 2
     restored = Conversation(engine, shelf, restore(data, shelf, engine.pipeline))
@@ -253,7 +253,7 @@ def test_who_leaves_frees_the_conversation_and_the_slot(endless_model: Any, shel
 
 @pytest.mark.parametrize("name", ["nowhere.png", "text.png", "long.wav"])
 def test_a_bad_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wave: Path, name: str) -> None:
-    monkeypatch.setattr("app.uploads.SOUND_S", 0.5)
+    monkeypatch.setattr("app.web.uploads.SOUND_S", 0.5)
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "long.wav").write_bytes(wave.read_bytes())
     said = {"nowhere.png": "no such file", "text.png": "neither a picture nor a sound", "long.wav": "longer than 0.5 s"}
