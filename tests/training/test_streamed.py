@@ -48,6 +48,16 @@ def losses(run: RunConfig) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles by g++")
+def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
+    plain = recipe(tmp_path, steps=2)
+    compiled = replace(plain, run=str(tmp_path / "compiled"), engine=replace(plain.engine, compile=True))
+    for run in (plain, compiled):
+        train(run, torch.device("cpu"))
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)
+
+
 @pytest.mark.parametrize("carried", [False, True])
 def test_a_text_run_goes_on_as_if_it_had_not_stopped(carried: bool, tmp_path: Path) -> None:
     run = recipe(tmp_path, carried=carried)
