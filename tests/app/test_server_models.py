@@ -120,7 +120,7 @@ def test_a_model_in_use_stays_and_others_are_told_to_wait(url: str, models: Mode
 
 
 def test_the_key_is_asked_for_before_a_model_opens(models: Models) -> None:
-    with served(models, api_key="secret") as url:
+    with served(models, api_key="secret") as url:  # pragma: allowlist secret
         assert httpx.get(f"{url}/v1/models").status_code == 401
         assert httpx.get(f"{url}/metrics").status_code == 401
         assert post(url, "chat/completions", {"model": "endless", "messages": ask("?")}).status_code == 401
