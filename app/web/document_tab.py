@@ -38,10 +38,10 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
                 raise ValueError("there is no text to read")
             pieces = portions(engine.pipeline, load_document(file) if file else pasted)
             total, began = sum(map(len, pieces)), time.perf_counter()
-            yield progress_bar(0, total, f"0 of {total:,} tokens read"), None, [], _nothing_to_take()
+            yield progress_bar(0, total, f"0 of {total:,} tokens read"), None, [], [], _nothing_to_take()
             for state in read_in(engine, pieces):
                 told = f"{state.tokens_seen:,} of {total:,} tokens read"
-                yield progress_bar(state.tokens_seen, total, told), None, gr.skip(), gr.skip()
+                yield progress_bar(state.tokens_seen, total, told), *[gr.skip()] * 4
             took = time.perf_counter() - began
             yield ready(state, f"{total:,} tokens read in {took:,.1f} s")
 
@@ -54,15 +54,15 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
     def ready(state: State, told: str) -> Outputs:
         told = f"{told}; what is remembered takes {size_of(state) / 1e6:.2f} MB"
         path = save_bytes_to_cache(dump(state), FILE, get_upload_folder())
-        return progress_bar(1, 1, told), shelf.put(state), [], gr.DownloadButton(value=path, interactive=True)
+        return progress_bar(1, 1, told), shelf.put(state), [], [], gr.DownloadButton(value=path, interactive=True)
 
-    def ask(name: str, document: Handle | None, question: str, turns: Turns | None) -> Iterator[Outputs]:
+    def ask(name: str, document: Handle | None, question: str, turns: Turns) -> Iterator[Outputs]:
         """Answer a question from the state after the document, whatever was asked before."""
         with refusals_as_messages(), engines(name) as engine:
             if document is None:
                 raise ValueError("no document has been read yet")
             request = Request(user_message(question), state=shelf.get(document))
-            turns = [*(turns or []), {"role": "user", "content": question}]
+            turns = [*turns, {"role": "user", "content": question}]
             text, shown = "", 0.0
             with engine.submit(request) as ticket:
                 for item in ticket:
@@ -70,14 +70,16 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
                         text += item.text
                         if time.monotonic() - shown >= PAUSE:
                             shown = time.monotonic()
-                            yield [*turns, {"role": "assistant", "content": text}], "", "Writing …"
+                            yield gr.skip(), [*turns, _answer(text)], "", "Writing …"
                     else:
-                        yield [*turns, {"role": "assistant", "content": item.text}], "", _figures(item.timings)
+                        turns = [*turns, _answer(item.text)]
+                        yield turns, turns, "", _figures(item.timings)
 
     gr.Markdown(
         "A text of any length is read once, at constant memory, and every question is answered from the state after it."
     )
     document = gr.State(None)
+    said = gr.State([])  # the chat itself is never an input: it would open any file that a client names
     with gr.Row():
         file = gr.File(label="Text file", file_types=[".txt", ".md"], height=160, scale=1, elem_id="document-file")
         pasted = gr.Textbox(label="Or the text itself", lines=5, max_lines=5, scale=2, elem_id="document-text")
@@ -100,18 +102,22 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
         send = gr.Button("Ask", variant="primary", min_width=110, scale=1, elem_id="document-ask")
     figures = gr.Markdown(elem_id="document-figures")
 
-    shown = [progress, document, chat, take]
+    shown = [progress, document, said, chat, take]
     reading = run.click(read, [model, file, pasted], shown, api_name="read_document", show_progress="hidden")
     back.upload(bring, [model, back], shown, api_visibility="private", show_progress="hidden")
     asking = gr.on(
         [send.click, question.submit],
         ask,
-        [model, document, question, chat],
-        [chat, question, figures],
+        [model, document, question, said],
+        [said, chat, question, figures],
         api_name="ask_document",
         show_progress="hidden",
     )
     stop.click(None, None, None, cancels=[reading, asking], queue=False, api_visibility="private")
+
+
+def _answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 def _figures(timings: Timings) -> str:

@@ -110,13 +110,14 @@ def test_the_page_reads_once_and_answers_from_there(pipeline: Pipeline, tmp_path
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, run_history=False, ssr_mode=False)
         visitor = Client(url, verbose=False)
         with pytest.raises(AppError, match="no document has been read"):
-            visitor.predict("What?", [], api_name="/ask_document")
+            visitor.predict("What?", api_name="/ask_document")
         *_, (told, chat, saved) = visitor.submit(handle_file(path), "", api_name="/read_document")
         assert f"{state.tokens_seen:,} tokens read in" in told
         assert chat == []
         before = engine.counts.tokens_read
-        for question in ("What?", "Describe"):
-            turns, _, figures = visitor.predict(question, chat, api_name="/ask_document")
+        for asked, question in enumerate(("What?", "Describe"), start=1):
+            turns, _, figures = visitor.predict(question, api_name="/ask_document")
+            assert len(turns) == 2 * asked
             assert turns[-1]["content"][0]["text"] == pipeline.ask(question, state=state).text
             assert figures.startswith("first token after")
         assert engine.counts.tokens_read - before < 30
