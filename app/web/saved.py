@@ -26,6 +26,8 @@ PREVIEW = 256  # pixels of a preview's longer side
 PREVIEWS = 64  # the latest ones
 LARGEST = 64 << 20  # bytes of transcript and previews
 TURNS = 10_000
+MEDIA = 32  # of a turn
+PREVIEW_BYTES = 1 << 19  # more than any that is made here
 EMPTY, LOST = -1, -2  # in place of a state's number
 
 
@@ -74,10 +76,14 @@ def restore(data: bytes, shelf: Shelf, pipeline: Pipeline) -> list[Turn]:
     try:
         transcript = json.loads(metadata.get("transcript", ""))
         _check(isinstance(transcript, list) and 0 < len(transcript) <= TURNS)
+        previews = _previews(tensors)
         states = {name: bytes(tensor.numpy()) for name, tensor in tensors.items() if name.startswith("states.")}
-        handles = {name: shelf.put(load(blob, pipeline)) for name, blob in states.items()}
-        return [_turn(told, tensors, handles) for told in transcript]
-    except (KeyError, TypeError, RecursionError) as error:
+        read = {name: load(blob, pipeline) for name, blob in states.items()}
+        for told in transcript:  # nothing of a file that is refused goes to the shelf
+            _turn(told, previews, dict.fromkeys(read, NOTHING))
+        handles = {name: shelf.put(state) for name, state in read.items()}
+        return [_turn(told, previews, handles) for told in transcript]
+    except (KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError("the file is not a whole conversation") from error
     except ValueError as error:
         raise ValueError(f"the file is not a whole conversation: {error}") from error
@@ -122,7 +128,15 @@ def _told(turn: Turn, numbers: dict[Handle, int], previews: list[bytes]) -> dict
     return {"media": media, "text": turn.text, "answer": turn.answer, "states": states}
 
 
-def _turn(told: Any, tensors: dict[str, Tensor], handles: dict[str, Handle]) -> Turn:
+def _previews(tensors: dict[str, Tensor]) -> dict[str, bytes]:
+    found = {name: bytes(tensor.numpy()) for name, tensor in tensors.items() if name.startswith("previews.")}
+    _check(len(found) <= PREVIEWS and all(len(preview) <= PREVIEW_BYTES for preview in found.values()))
+    for preview in found.values():
+        _check_preview(preview)
+    return found
+
+
+def _turn(told: Any, previews: dict[str, bytes], handles: dict[str, Handle]) -> Turn:
     def handle(name: str) -> Handle:
         number = told["states"][name]
         _check(isinstance(number, int))
@@ -131,17 +145,15 @@ def _turn(told: Any, tensors: dict[str, Tensor], handles: dict[str, Handle]) -> 
         return NOTHING if number == EMPTY else handles[f"states.{number}"]
 
     texts = (_text(told["text"]), _text(told["answer"]))
-    media = tuple(_medium(one, tensors) for one in told["media"])
+    _check(len(told["media"]) <= MEDIA)
+    media = tuple(_medium(one, previews) for one in told["media"])
     return Turn(media, *texts, handle("begins"), handle("opened"), handle("after"))
 
 
-def _medium(told: Any, tensors: dict[str, Tensor]) -> Medium:
+def _medium(told: Any, previews: dict[str, bytes]) -> Medium:
     kind, name = told["kind"], told["name"]
     _check(kind in ("image", "audio"))
-    preview = b""
-    if "preview" in told:
-        preview = bytes(tensors[f"previews.{int(told['preview'])}"].numpy())
-        _check_preview(preview)
+    preview = previews[f"previews.{int(told['preview'])}"] if "preview" in told else b""
     return Medium(kind, Path(_text(name)).name[:200], preview=preview)
 
 

@@ -100,6 +100,13 @@ HOSTILE: dict[str, Callable[[File], File]] = {
     "half a state": lambda file: _blob("states.0", bytes(file[0]["states.0"][:999].numpy()))(file),
     "a large preview": _blob("previews.0", _picture(300, "PNG")),
     "a preview of another kind": _blob("previews.0", _picture(8, "JPEG")),
+    "too many pictures of a turn": _transcript(lambda turns: [turns[0] | {"media": turns[0]["media"] * 40}]),
+    "too many previews": lambda file: (
+        file[0] | {f"previews.{i}": file[0]["previews.0"].clone() for i in range(70)},
+        file[1],
+    ),
+    "a preview with more behind it": _blob("previews.0", _picture(8, "PNG") + bytes(1 << 20)),
+    "a preview numbered without end": _transcript(_set(0, "media", 0, "preview", value=float("inf"))),
     "floats": lambda file: (file[0] | {"previews.0": torch.zeros(4)}, file[1]),
     "NaN": lambda file: file,  # made below
 }
