@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from app.media import is_sound, read_medium
 from app.web.conversation import Medium
 from app.web.saved import preview_of
 
 MOST = 32  # of one message
+PIXELS = 64_000_000  # of all its pictures: they are held decoded until they are read
 SOUND_S = 3600.0
 
 
@@ -17,7 +20,14 @@ def read_uploads(paths: Sequence[str]) -> list[Medium]:
     large."""
     if len(paths) > MOST:
         raise ValueError(f"there are {len(paths)} pictures and sounds, expected at most {MOST}")
-    return [_read(path) for path in paths]
+    media, pixels = [], 0
+    for path in paths:
+        media.append(_read(path))
+        if isinstance(picture := media[-1].content, Image):
+            pixels += picture.width * picture.height
+        if pixels > PIXELS:
+            raise ValueError(f"the pictures have more than {PIXELS:,} pixels together, send some of them later")
+    return media
 
 
 def part_of(path: str) -> dict[str, Any]:

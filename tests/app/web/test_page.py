@@ -162,6 +162,21 @@ def test_no_file_of_the_server_is_read(listening_page: str, pictures: Pictures) 
         assert httpx.get(f"{listening_page}/gradio_api/file={path}").status_code in (403, 404)
 
 
+def test_no_event_takes_what_could_name_a_file_of_the_server(listening_page: str) -> None:
+    """A chat that is an input opens every path in it, whoever wrote that there."""
+    config = httpx.get(f"{listening_page}/config").json()
+    chats = {component["id"] for component in config["components"] if component["type"] == "chatbot"}
+    assert len(chats) == 2
+    assert not [event["api_name"] for event in config["dependencies"] if chats & set(event["inputs"])]
+
+
+def test_pictures_are_bounded_together(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.web.uploads.PIXELS", 10_000)
+    files = [str(pictures["red"])] * 32
+    with pytest.raises(ValueError, match="more than 10,000 pixels together"):
+        read_uploads(files)
+
+
 def test_visitors_side_by_side_do_not_hear_each_other(slow_page: Any, pictures: Pictures) -> None:
     def talk(name: str) -> list[str]:
         visitor = PageClient(slow_page.url)
@@ -191,7 +206,7 @@ def test_a_cancelled_request_stops_writing(slow_page: Any, visitor: PageClient, 
 
 def test_two_conversations_of_a_tab_are_answered_side_by_side(visitor: PageClient) -> None:
     """The one that is not shown goes on, and does not disturb the one that is."""
-    first = visitor.submit("What?", max_new_tokens=60)
+    first = visitor.submit("What?", max_new_tokens=200)
     next(iter(first))
     visitor.do("new")
     assert visitor.ask("Where?", max_new_tokens=5)
