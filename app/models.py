@@ -1,5 +1,6 @@
 """Several models behind one page or server, each with its own engine."""
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,7 @@ class _Place:
     users: int = 0
     taken: bool = False
     used: int = 0  # the greater, the later
+    evicted: "tuple[str, Engine] | None" = None  # what is to be closed for it
     opening: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -60,6 +62,7 @@ class Models:
         self._open_engine, self._at_once = open_engine, at_once
         self._lock = threading.RLock()  # a ticket may be found unused, and its engine given back, in the midst of this
         self._clock = count(1)
+        self.on_close: Callable[[str], None] = lambda name: None  # told the name of a model that made room
 
     @property
     def names(self) -> list[str]:
@@ -68,18 +71,18 @@ class Models:
     @property
     def open(self) -> dict[str, Engine]:
         """The engines that are open now."""
-        return {name: place.engine for name, place in self._places.items() if place.engine is not None}
+        return {name: engine for name, place in self._places.items() if (engine := place.engine) is not None}
 
     @contextmanager
     def use(self, name: str) -> Iterator[Engine]:
         """A model's engine, which stays open until this is left; it may have to be opened first. ValueError for a name
         that is none, `Busy` when as many others are in use as may be open."""
         place = self._place(name)
-        closing = self._enter(place)
+        self._enter(place)
         try:
-            if closing is not None:
-                closing.close()
             with place.opening:
+                if place.evicted is not None:  # before its own opens: both would be in memory
+                    self._end(place)
                 if place.engine is None:
                     place.engine = self._open_engine(place.source)
             yield place.engine
@@ -122,20 +125,30 @@ class Models:
             raise ValueError(f"there is no model {name[:80]!r}, expected one of {', '.join(self._places)}")
         return place
 
-    def _enter(self, place: _Place) -> Engine | None:
-        """Count a user in; an engine that must be closed for this one."""
+    def _enter(self, place: _Place) -> None:
+        """Count a user in, and put away an engine that must be closed for this one."""
         with self._lock:
-            closing = None
             if not place.taken:
                 if sum(other.taken for other in self._places.values()) >= self._at_once:
-                    idle = [other for other in self._places.values() if other.taken and not other.users]
+                    idle = [name for name, other in self._places.items() if other.taken and not other.users]
                     if not idle:
                         raise Busy(RETRY_S)
-                    least = min(idle, key=lambda other: other.used)
-                    closing, least.engine, least.taken = least.engine, None, False
+                    name = min(idle, key=lambda name: self._places[name].used)
+                    least = self._places[name]
+                    place.evicted = None if least.engine is None else (name, least.engine)
+                    least.engine, least.taken = None, False
                 place.taken = True
             place.users += 1
-            return closing
+
+    def _end(self, place: _Place) -> None:
+        """Close the engine that makes room, and have its memory back."""
+        assert place.evicted is not None
+        name, engine = place.evicted
+        place.evicted = None
+        engine.close()
+        self.on_close(name)
+        del engine
+        gc.collect()  # an engine and its thread know one another
 
 
 class _Standing:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.config import ServerConfig
 from app.api.errors import Refused, add_handlers, log, refusals
+from app.api.kept import KeptStates
 from app.api.service import Service
 from app.engine import Engine
 from app.models import Models
@@ -27,6 +29,10 @@ class Several:
         self.since = int(time.time())
         self._interface = interface
         self._made: dict[str, tuple[Service, FastAPI]] = {}
+        self._states: dict[str, KeptStates] = {}
+        # Who waits until a model has opened keeps nobody from another one.
+        self._doors = {name: ThreadPoolExecutor(1, f"open {name}") for name in models.names}
+        models.on_close = self._forget
 
     @property
     def told(self) -> list[dict[str, object]]:
@@ -57,7 +63,7 @@ class Several:
     async def _use(self, name: str, using: ExitStack) -> Engine:
         """Opening takes a while, and goes on when the client leaves meanwhile."""
         opened = ExitStack()
-        opening = asyncio.ensure_future(asyncio.to_thread(opened.enter_context, self.models.use(name)))
+        opening = asyncio.wrap_future(self._doors[name].submit(opened.enter_context, self.models.use(name)))
         try:
             with refusals():
                 engine = await asyncio.shield(opening)
@@ -75,15 +81,16 @@ class Several:
         return engine
 
     def _app(self, name: str, engine: Engine) -> ASGIApp:
-        service, app = self._made.get(name, (None, None))
-        if service is None or app is None or service.engine is not engine:
-            fresh = Service(engine, self.config)
-            if service is not None:
-                fresh.states = service.states
-                service.readers.shutdown(wait=False)
-            app = self._interface(fresh)
-            self._made[name] = fresh, app
-        return app
+        if name not in self._made:
+            service = Service(engine, self.config)
+            service.states = self._states.setdefault(name, service.states)
+            self._made[name] = service, self._interface(service)
+        return self._made[name][1]
+
+    def _forget(self, name: str) -> None:
+        """A model was closed: nothing here holds on to its engine."""
+        if made := self._made.pop(name, None):
+            made[0].readers.shutdown(wait=False)
 
 
 def front(several: Several) -> FastAPI:
