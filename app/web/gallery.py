@@ -1,12 +1,15 @@
 """The page's tab for many pictures and sounds: one question about each of them, the answers as a table and as files."""
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from app.engine import Engine
 from app.models import Engines
 from app.web.answering_all import Answered, answer_all
 from app.web.progress_bar import progress_bar, progress_place
@@ -16,6 +19,7 @@ from mm_rwkv7.sampling import Sampling
 
 HEADERS = ["file", "answer", "error"]
 LONGEST = 256  # tokens of an answer
+MOST = 1000  # files: the table is drawn anew as each is done
 Outputs = tuple[Any, ...]
 
 
@@ -24,9 +28,12 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
 
     async def answer(name: str, files: list[str] | None, question: str, most: int) -> AsyncIterator[Outputs]:
         """Ask one question about each of many pictures and sounds. Gives a table of files, answers and errors."""
-        with refusals_as_messages(), engines(name) as engine:
+        with refusals_as_messages(), ExitStack() as using:
             if not files:
                 raise ValueError("there are no pictures or sounds yet")
+            if len(files) > MOST:
+                raise ValueError(f"there are {len(files):,} files, expected at most {MOST:,} at once")
+            engine = await _entered(using, engines(name))
             rows: list[Answered | None] = [None] * len(files)
             yield *_shown(files, rows), None, None
             answers = answer_all(engine, files, question, Sampling(max_new_tokens=int(most)))
@@ -81,6 +88,19 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
         show_progress="hidden",
     )
     stop.click(None, None, None, cancels=answering, queue=False, api_visibility="private")
+
+
+async def _entered(using: ExitStack, place: AbstractContextManager[Engine]) -> Engine:
+    """Opening a model takes a while, in another thread; it goes on when the visitor leaves, and is given back then."""
+    opened = ExitStack()
+    opening = asyncio.ensure_future(asyncio.to_thread(opened.enter_context, place))
+    try:
+        engine = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(lambda _: opened.close())
+        raise
+    using.push(opened.pop_all())
+    return engine
 
 
 def _shown(files: Sequence[str], rows: Sequence[Answered | None]) -> Outputs:

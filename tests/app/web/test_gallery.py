@@ -108,6 +108,7 @@ def test_files_are_whole_or_as_they_were(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_the_page_fills_a_table_and_stops_when_it_is_told(endless_model: Any, pictures: dict[str, Path]) -> None:
     pipeline = Pipeline(endless_model)
     with Engine(pipeline, EngineConfig(slots=2)) as engine, gr.Blocks(analytics_enabled=False) as page:
