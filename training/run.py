@@ -1,10 +1,12 @@
 """A run from its recipe: build the model, train the stages in order, keep what each leaves."""
 
 import os
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -86,15 +88,24 @@ def train_in(world: World, run: RunConfig) -> Path:
 
 
 def check_processes(run: RunConfig, processes: int) -> None:
-    """ValueError for a stage that so many processes cannot share, before the first of them begins."""
-    readers = processes // run.engine.context_parallel
+    """ValueError for a stage that so many processes cannot share, and for a board that is not installed, before the
+    first of them begins."""
+    context = run.engine.context_parallel
+    if processes % context:
+        raise ValueError(
+            f"engine.context_parallel is {context}: {processes} processes cannot be divided into groups of as many"
+        )
+    for name in run.engine.log:
+        if name not in sys.modules and find_spec(name) is None:
+            raise ValueError(f"engine.log names {name}, which is not installed here")
+    readers = processes // context
     for stage in run.stages:
         if not stage.packed and processes > 1:
             raise ValueError(
                 f"stage {stage.name!r} of kind {stage.kind!r} draws single pictures and sounds and trains on "
                 f"one process, there are {processes}: start it without torchrun"
             )
-        if stage.packed and readers and stage.batch % readers:
+        if stage.packed and stage.batch % readers:
             who = f"{readers} processes" if readers == processes else f"{readers} groups of processes"
             raise ValueError(f"stage {stage.name!r}: {stage.batch} packs a step cannot be shared evenly by {who}")
 

@@ -110,8 +110,10 @@ def _readable(message: Message) -> Message:
 def _show(medium: Mapping[str, Any], place: Path, pipeline: Pipeline) -> str:
     """Write a picture or a sound to a file named after `place`; returns its name."""
     if medium["type"] == "image":
-        load_picture(at_hand(medium["image"])).save(place.with_suffix(".png"))
-        return place.with_suffix(".png").name
+        picture = place.with_name(f"{place.name}.png")  # a source's name may have dots
+        load_picture(at_hand(medium["image"])).save(picture)
+        return picture.name
     sound = pipeline.processor.sound(at_hand(medium["audio"]))
-    soundfile.write(place.with_suffix(".flac"), torch.cat(list(sound.blocks())).numpy(), sound.rate)
-    return place.with_suffix(".flac").name
+    file = place.with_name(f"{place.name}.flac")
+    soundfile.write(file, torch.cat(list(sound.blocks())).numpy(), sound.rate)
+    return file.name

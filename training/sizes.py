@@ -35,7 +35,7 @@ def memory_estimate(
         "weights": PARAMETER * every // share,
         "gradients": PARAMETER * trained // share,
         "optimizer": (MOMENTS + (PARAMETER if config.ema else 0)) * trained // share,
-        "activations": blocks * sizes.width * config.context if config.packed else 0,
+        "activations": blocks * sizes.width * -(-config.context // engine.context_parallel) if config.packed else 0,
     }
 
 

@@ -84,7 +84,10 @@ class Lanes(nn.Module):
 
     @torch.no_grad()
     def keep(self, lane: int, state: State) -> None:
-        """The state (one row) after the lane's next segment, through which no gradient will go back."""
+        """The state (one row) after the lane's next segment, through which no gradient will go back. One that is no
+        number is left out, as the step that gave it is: the lane would never get rid of it."""
+        if not all(tensor.isfinite().all() for layer in state.layers for tensor in layer):
+            return
         for name, layers in zip(LayerState._fields, zip(*state.layers, strict=True), strict=True):
             getattr(self, name)[lane] = torch.cat(layers)
 

@@ -137,9 +137,9 @@ def two_ranks(recipe: Path) -> Iterator[list["subprocess.Popen[bytes]"]]:
 
 @pytest.mark.slow
 def test_two_ranks_that_are_stopped_go_on(start: Path, tmp_path: Path) -> None:
-    """One rank is told to end: both finish the step and keep it. One is killed while a checkpoint is being written
-    aside: the other one ends too. What they left, both go on with."""
-    settings: dict[str, Any] = {"steps": 20, "batch": 4, "learning_rate": 1e-3}
+    """One rank is told to end: both finish the step and keep it. One is killed: the other
+    one ends too. What they left, both go on with."""
+    settings: dict[str, Any] = {"steps": 60, "batch": 4, "learning_rate": 1e-3}
     alone = load(write_recipe(tmp_path / "alone", start, "finetune", **settings))
     train(alone, CPU)
     path = write_recipe(
@@ -151,7 +151,7 @@ def test_two_ranks_that_are_stopped_go_on(start: Path, tmp_path: Path) -> None:
         ranks[1].send_signal(signal.SIGTERM)
         assert [process.wait(PATIENCE) for process in ranks] == [143, 143]
     last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"]
-    assert last < 20
+    assert last < 57
     assert (folder / f"checkpoints/step-{last}/.metadata").is_file()
     parts = {part.name for part in (folder / f"checkpoints/step-{last}").glob("*.distcp")}
     assert parts == {"__0_0.distcp", "__1_0.distcp"}, "every rank writes its part"
