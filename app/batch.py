@@ -46,6 +46,8 @@ def check_batch(source: Path | None, target: Path | None) -> tuple[Path, Path]:
         raise ValueError("--batch IN.jsonl and --out OUT.jsonl go together")
     if not source.is_file():
         raise ValueError(f"{source}: there is no such file")
+    if target.resolve() == source.resolve():
+        raise ValueError(f"{target} is the file of questions, expected another one for the answers")
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent}: there is no such folder to write to")
     if target.is_dir():

@@ -122,7 +122,7 @@ def ask(
         return _ask_once(inputs or [], document, as_json, ready)
     if document is not None:
         raise ValueError(f"a batch has no document, got {document}")
-    if inputs:
+    if inputs and batch is not None:
         raise ValueError(f"a batch brings its own questions, got {inputs[-1]!r} beside it")
     return _ask_batch(batch, out, ready)
 

@@ -115,7 +115,7 @@ class StateFiles:
             kept.state.save(self._path(kept.id))
         except OSError as error:
             log.exception("a state cannot be written to %s", self._folder)
-            raise Refused(503, "the server cannot keep a state now; its log says why", code="unavailable") from error
+            raise Refused(503, "the server cannot keep a state now; its log says why", code="not_kept") from error
         self._written += kept.bytes
         if self._written > self._limit // 16:
             self._written = 0

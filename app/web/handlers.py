@@ -169,6 +169,8 @@ class Handlers:
         return _box(self._visitor(request).current.busy)
 
     def _visitor(self, request: gr.Request) -> Visitor:
+        if not request.session_hash:  # whoever sends none would share one conversation
+            raise gr.Error("a session is needed", print_exception=False)
         return self.visitors.of(str(request.session_hash))
 
     def _opened(self, request: gr.Request, conversation: Conversation | None) -> Update:

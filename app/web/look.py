@@ -5,7 +5,7 @@ from typing import Any
 CSS = """
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
 #head { align-items: flex-start; flex-wrap: nowrap; }
-#introduction h1 { display: inline; font-size: 1.35em; margin-right: 0.5em; }
+#introduction h1 { display: inline; font-size: 1.35em; white-space: nowrap; margin-right: 0.5em; }
 #introduction p { display: inline; color: var(--body-text-color-subdued); }
 #theme { flex: none; min-width: 0 !important; width: auto; }
 #conversation-row { align-items: center; gap: 8px; }

@@ -9,6 +9,7 @@ from app.models import Models
 from app.web.chat_tab import chat_tab
 from app.web.handlers import Handlers
 from app.web.media_panel import AT_ONCE
+from app.web.refusals import refusals_as_messages
 
 Leave = Callable[[gr.Request], None]  # what a visitor who leaves sets off
 
@@ -34,7 +35,8 @@ def picked_chat(models: Models, model: gr.components.Component) -> Leave:
     @gr.render(inputs=model)
     def chat(name: str) -> None:
         if name not in known:
-            known.setdefault(name, Handlers(models.engine(name)))
+            with refusals_as_messages():
+                known.setdefault(name, Handlers(models.engine(name)))
         with gr.Column() as place:
             chat_tab(known[name])
         drawn = list(_components(place))

@@ -23,3 +23,5 @@ def refusals_as_messages(paths: Sequence[str] = ()) -> Iterator[None]:
         yield
     except (ValueError, Busy, Expired, Cancelled) as error:
         raise gr.Error(without_folder(str(error), paths), print_exception=False) from error
+    except FloatingPointError as error:
+        raise gr.Error("the model gave what is no number; begin anew", print_exception=False) from error

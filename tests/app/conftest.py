@@ -100,6 +100,20 @@ def slow_page(endless_model: Any) -> Iterator[SlowPage]:
         yield served
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines take a while over each token: without it a long answer is over before a test has stopped it."""
+    from app import engine
+
+    choose = engine.choose
+
+    def slowly(logits: Any, samplers: Any) -> Any:
+        time.sleep(0.003)
+        return choose(logits, samplers)
+
+    monkeypatch.setattr(engine, "choose", slowly)
+
+
 @pytest.fixture(scope="module")
 def listening_page(listening_model: Any) -> Iterator[str]:
     """The address of a page whose model hears."""

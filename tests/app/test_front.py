@@ -184,6 +184,7 @@ def test_who_leaves_in_mid_answer_frees_the_slot(endless_model: Any) -> None:
         until(lambda: engine.counts.cancelled == 1, "the request is cancelled")
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_engine_that_ends_is_a_replica_that_goes(endless_model: Any, stream: bool) -> None:
     ending = Pipeline(endless_model, "tiny")

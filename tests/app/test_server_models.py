@@ -103,6 +103,7 @@ def test_states_outlast_their_models_engine(url: str, models: Models, known: dic
     assert httpx.delete(f"{at}?model=listening").json()["deleted"]
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_model_in_use_stays_and_others_are_told_to_wait(url: str, models: Models) -> None:
     client = client_of(url)
     stream = client.chat.completions.create(model="endless", messages=ask("What?"), max_tokens=4000, stream=True)

@@ -180,8 +180,8 @@ def test_a_state_that_cannot_be_written_is_not_told(pipeline: Pipeline, tmp_path
         shutil.rmtree(tmp_path)
         body = {"model": "tiny", "messages": ask("Describe"), "keep_state": True}
         refused = post(url, "chat/completions", body)
-        assert (refused.status_code, error_of(refused)["code"]) == (503, "unavailable")
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "not_kept")
         assert str(tmp_path) not in refused.text
         streamed = post(url, "chat/completions", {**body, "stream": True}).text
-        assert '"code":"unavailable"' in streamed.splitlines()[-2]
+        assert '"code":"not_kept"' in streamed.splitlines()[-2]
         assert "[DONE]" not in streamed

@@ -99,7 +99,7 @@ def test_a_client_of_the_protocol_lists_and_calls_the_tools(engine: Engine, pipe
             ]
             return found, [(answer.isError, answer.content[0].text) for answer in answers]
 
-    with served(engine, build(pipeline), api_key=KEY, page_password=KEY, tools=True) as url:
+    with served(engine, build(engine), api_key=KEY, page_password=KEY, tools=True) as url:
         assert httpx.post(f"{url}{PATH}/gradio_api/mcp/", json={}).status_code == 401
         assert httpx.get(f"{url}/gradio_api/mcp/schema").status_code in (401, 404)  # of the page
         assert "<!doctype html>" in httpx.get(url).text

@@ -173,7 +173,7 @@ def test_undo_another_answer_and_edit(short_tab: "Page", pictures: dict[str, Pat
     _answered(tab, 2)
     assert _said(tab, "bot") == [first, second]
     _press(tab, "Retry")
-    tab.wait_for_timeout(500)
+    tab.wait_for_timeout(2000)
     _answered(tab, 2)
     assert _said(tab, "bot") == [first, second]
 

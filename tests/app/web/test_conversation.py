@@ -22,6 +22,7 @@ from mm_rwkv7.decode import ModuleStepper
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.state import State
+from tests.app.servers import until
 from tests.ears import without_words
 
 Pictures = dict[str, Path]
@@ -207,6 +208,7 @@ def test_a_picture_is_encoded_once(
     assert engine.media.encoded - before <= 1
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_stop_keeps_what_was_written_and_goes_on_from_there(endless_model: Any, shelf: Shelf) -> None:
     with Engine(Pipeline(endless_model, "endless"), EngineConfig(slots=2)) as engine:
         conversation = Conversation(engine, shelf)
@@ -234,6 +236,7 @@ def test_stop_while_a_picture_is_read_changes_nothing(engine: Engine, shelf: She
     assert _last(conversation.ask("What?", [], PLAIN)).answer
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_who_leaves_frees_the_conversation_and_the_slot(endless_model: Any, shelf: Shelf) -> None:
     with Engine(Pipeline(endless_model, "endless"), EngineConfig(slots=1)) as engine:
         conversation = Conversation(engine, shelf)
@@ -436,7 +439,7 @@ def _play(engine: Engine, files: list[Path], seed: int, acts: int) -> int:
             list(play.asked)
             play.end()
         play.check(shelf, engine.pipeline, f"seed {seed}, at the end")
-    assert engine.scheduler.free == engine.config.slots
+    until(lambda: engine.scheduler.free == engine.config.slots, f"seed {seed}: slots are free")
     return sum(len(play.said) for play in plays)
 
 
