@@ -28,6 +28,7 @@ CSS = """
 #spectrogram { padding-top: 2.2em; }
 #spectrogram .icon-button-wrapper { display: none; }
 #tags .confidence-set, #tags .label { font-family: var(--font); }
+[data-testid="status-tracker"]:has(.error) { display: none !important; }  /* a message says it; the chat stays */
 footer { display: none !important; }
 @media (max-width: 640px) {
   #introduction p { display: none; }
