@@ -185,7 +185,8 @@ def test_matvec(launcher: Launcher, dtype: torch.dtype, is_int8: bool, batch: in
     found = [*products.split([33 * batch, 16 * batch]), *vectors.split([8 * batch, 40 * batch, 24 * batch])]
     for got, matrix, (_, place, kind) in zip(found, plain, work, strict=True):
         expected = ACTIVATIONS[kind](x[place].double() @ matrix.double().T)
-        bound = 1e-6 if kind <= kernels.SQUARE_POSITIVE else BOUNDS[dtype]
+        # Of 16 sums a few may be all that is positive, and squares double their roundings.
+        bound = 1e-5 if kind <= kernels.SQUARE_POSITIVE else BOUNDS[dtype]
         assert error(got.view(batch, -1), expected) < bound, kind
 
 
