@@ -174,19 +174,20 @@ ACTIVATIONS.append(torch.sigmoid)
 def test_matvec(launcher: Launcher, dtype: torch.dtype, is_int8: bool, batch: int) -> None:
     at = {"device": launcher.device}
     x = torch.randn(3, batch, WIDTH, **at).to(dtype)
-    plain = [torch.randn(rows, WIDTH, **at).div(WIDTH**0.5).to(dtype) for rows in (33, 16, 8, 40, 24)]
+    plain = [
+        torch.randn(rows, WIDTH, **at).div(WIDTH**0.5).to(dtype) for rows in (33, 96, 8, 40, 24)
+    ]  # of few squares, a cancelled one may be all there is
     exact = [Int8Linear(plain[0]), *plain[1:]] if is_int8 else plain
     matrices = [Matrix(m.weight, m.scales) if isinstance(m, Int8Linear) else Matrix(m) for m in exact]
     plain = [m.dequantised(torch.float64) if isinstance(m, Int8Linear) else m for m in exact]
     work = list(zip(matrices, (2, 0, 1, 0, 2), range(5), strict=True))
-    products = torch.empty(49 * batch, **at)
+    products = torch.empty(129 * batch, **at)
     vectors = torch.empty(72 * batch, **at, dtype=dtype)
     kernels._matvec(launcher, x, work, products, vectors)
-    found = [*products.split([33 * batch, 16 * batch]), *vectors.split([8 * batch, 40 * batch, 24 * batch])]
+    found = [*products.split([33 * batch, 96 * batch]), *vectors.split([8 * batch, 40 * batch, 24 * batch])]
     for got, matrix, (_, place, kind) in zip(found, plain, work, strict=True):
         expected = ACTIVATIONS[kind](x[place].double() @ matrix.double().T)
-        # Of 16 sums a few may be all that is positive, and squares double their roundings.
-        bound = 1e-5 if kind <= kernels.SQUARE_POSITIVE else BOUNDS[dtype]
+        bound = 1e-6 if kind <= kernels.SQUARE_POSITIVE else BOUNDS[dtype]
         assert error(got.view(batch, -1), expected) < bound, kind
 
 
