@@ -174,9 +174,7 @@ ACTIVATIONS.append(torch.sigmoid)
 def test_matvec(launcher: Launcher, dtype: torch.dtype, is_int8: bool, batch: int) -> None:
     at = {"device": launcher.device}
     x = torch.randn(3, batch, WIDTH, **at).to(dtype)
-    plain = [
-        torch.randn(rows, WIDTH, **at).div(WIDTH**0.5).to(dtype) for rows in (33, 96, 8, 40, 24)
-    ]  # of few squares, a cancelled one may be all there is
+    plain = [torch.randn(rows, WIDTH, **at).div(WIDTH**0.5).to(dtype) for rows in (33, 96, 8, 40, 24)]
     exact = [Int8Linear(plain[0]), *plain[1:]] if is_int8 else plain
     matrices = [Matrix(m.weight, m.scales) if isinstance(m, Int8Linear) else Matrix(m) for m in exact]
     plain = [m.dequantised(torch.float64) if isinstance(m, Int8Linear) else m for m in exact]
@@ -188,7 +186,11 @@ def test_matvec(launcher: Launcher, dtype: torch.dtype, is_int8: bool, batch: in
     for got, matrix, (_, place, kind) in zip(found, plain, work, strict=True):
         expected = ACTIVATIONS[kind](x[place].double() @ matrix.double().T)
         bound = 1e-6 if kind <= kernels.SQUARE_POSITIVE else BOUNDS[dtype]
-        assert error(got.view(batch, -1), expected) < bound, kind
+        got = got.view(batch, -1)
+        if kind == kernels.SQUARE_POSITIVE:  # a square doubles the rounding of its sum, and the bound is the sum's
+            assert (got >= 0).all()
+            got, expected = got.sqrt(), expected.sqrt()
+        assert error(got, expected) < bound, kind
 
 
 @pytest.mark.parametrize("batch", [1, 3, 9])
