@@ -27,6 +27,8 @@ def random_lm(seed: int) -> RWKV7:
             parameter.normal_(std=0.4 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5)
             if "ln" in name and name.endswith("weight"):
                 parameter += 1  # else the norms make much of a rounding
+    for block in lm.blocks:
+        block.time_mix.ln_x.eps = 10  # the first steps of a sequence are normalised from next to nothing otherwise
     return lm
 
 
@@ -73,8 +75,8 @@ def on_a_rank(rank: int, world: int, seed: int, frozen: bool, folder: str) -> No
     dist.destroy_process_group()
 
 
-def close(found: Tensor, wanted: Tensor, bound: float = 1e-4) -> bool:
-    return bool((found - wanted).norm() <= bound * wanted.norm() + 1e-7)
+def close(found: Tensor, wanted: Tensor) -> bool:
+    return bool((found - wanted).norm() <= 1e-5 * wanted.norm() + 1e-7)
 
 
 @pytest.mark.parametrize(("world", "frozen"), [(2, False), pytest.param(3, True, marks=pytest.mark.slow)])
@@ -141,11 +143,15 @@ def test_a_pack_shorter_than_the_ranks_is_refused() -> None:
         cut({"ids": torch.zeros(1, 1)}, 0, 2)
 
 
+def drawn_pack(seed: int) -> tuple[RWKV7, Tensor]:
+    return random_lm(seed), torch.randint(20, (1, 2 * T))
+
+
 def packed_on_a_rank(rank: int, seed: int, ends: list[int], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    lm, ids, targets, _ = drawn(seed, False)
-    pack = cut({"ids": ids[:1], "targets": targets[:1], "cu_seqlens": torch.tensor(ends)}, rank, 2)
+    lm, ids = drawn_pack(seed)
+    pack = cut({"ids": ids, "targets": ids, "cu_seqlens": torch.tensor(ends)}, rank, 2)
     output, _ = hidden(lm, lm.embed(pack["ids"]), None, None, pack["cu_seqlens"], pack["continued"])
     share = summed_loss(lm, output, pack["targets"])
     share.backward()
@@ -161,15 +167,14 @@ def packed_on_a_rank(rank: int, seed: int, ends: list[int], folder: str) -> None
 @pytest.mark.parametrize("apart", [False, True], ids=["cut inside a sequence", "cut between two"])
 def test_sequences_of_a_pack_know_nothing_of_one_another(apart: bool, tmp_path: Path) -> None:
     seed = secrets.randbits(31)
-    ends = sorted({*random_ends(seed, T).tolist()} - {T // 2, T // 2 + 1} | ({T // 2 + 1} if apart else set()))
+    ends = sorted({*random_ends(seed, 2 * T).tolist()} - {T} | ({T} if apart else set()))
     mp.spawn(packed_on_a_rank, (seed, ends, str(tmp_path)), nprocs=2)
-    lm, ids, targets, _ = drawn(seed, False)
-    output, _ = lm.hidden(lm.embed(ids[:1]), cu_seqlens=torch.tensor(ends))
-    wanted = summed_loss(lm, output, targets[:1])
+    lm, ids = drawn_pack(seed)
+    output, _ = lm.hidden(lm.embed(ids), cu_seqlens=torch.tensor(ends))
+    wanted = summed_loss(lm, output, ids)
     wanted.backward()
     for rank in range(2):
         found, gradients = torch.load(tmp_path / str(rank), weights_only=True)
         assert close(found, wanted.detach()), f"seed {seed}"
-        # What is read first is normalised from next to nothing, which makes much of a rounding.
-        far = [n for n, p in lm.named_parameters() if p.grad is None or not close(gradients[n], p.grad, 1e-3)]
+        far = [n for n, p in lm.named_parameters() if p.grad is None or not close(gradients[n], p.grad)]
         assert not far, f"seed {seed}, rank {rank}: gradients of {far}"
