@@ -285,7 +285,7 @@ class Engine:
         features = {kind: [t for row, n in portion for t in row.tokens_of(kind, n)] for kind in ("image", "audio")}
         given = [torch.cat(tokens) if tokens else None for tokens in features.values()]
         x = model.embed(ids.to(device), *given)
-        hidden = read(model.lm, self._step.pool, x, [row.slot for row, _ in portion], lengths)
+        hidden = read(self._step, model.lm, x, [row.slot for row, _ in portion], lengths)
         took = time.perf_counter() - began
         self.counts.tokens_read += sum(lengths)
         for (row, count), last in zip(portion, hidden, strict=True):

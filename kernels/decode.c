@@ -1,10 +1,12 @@
-/* RWKV-7, one token at a time, on a CPU: the whole model in one call.
+/* RWKV-7, few tokens at a time, on a CPU: the whole model in one call.
  *
- * Letters: B rows (at most 8), D width, H heads, N head size, F width of the channel mix, R rank, V vocabulary.
+ * Letters: B rows (at most 64), D width, H heads, N head size, F width of the channel mix, R rank, V vocabulary.
  *
- * What bounds a step is reading every weight once. So weights are read where torch holds them, in the type that they
- * have there, each once for all rows; threads read long contiguous pieces; and a layer is five stages (stages.h), between
- * which threads wait for one another:
+ * A row is a token: of a text of its own, as in decoding, or the one after the row before, as in reading a short prompt.
+ *
+ * What bounds a step of one row is reading every weight once. So weights are read where torch holds them, in the type
+ * that they have there, each once for all rows; threads read long contiguous pieces; and a layer is five stages
+ * (stages.h), between which threads wait for one another:
  *
  *   1  ln1, token shift, six interpolations (each thread for itself: they are few); r, k, v and the low ranks' way down
  *   2  a head: the low ranks' way up, kappa, learning rate, value residual, WKV, ln_x, bonus, gate
@@ -24,11 +26,18 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
-enum { W = 16 }; /* floats in a vector */
+enum { W = 16, ACROSS = 4 }; /* floats in a vector; vectors x that a weight meets at once */
 #elif defined(__AVX__)
-enum { W = 8 };
+enum { W = 8, ACROSS = 2 };
 #else
-enum { W = 4 };
+enum { W = 4, ACROSS = 2 };
+#endif
+
+/* Or GCC reads a vector from memory again wherever it is used. */
+#if defined(__AVX512F__)
+#define IN_REGISTER(vector) __asm__("" : "+v"(vector))
+#else
+#define IN_REGISTER(vector)
 #endif
 
 typedef float Vec __attribute__((vector_size(4 * W)));
@@ -40,7 +49,7 @@ typedef float Quarter __attribute__((vector_size(16)));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-enum { ROWS = 8, GROUP = 64, LINE = 64, AHEAD = 8192 };
+enum { GROUP = 64, LINE = 64, AHEAD = 8192 };
 enum { FP32, BF16, FP16, INT8 };
 static const int element_bytes[] = {4, 2, 2, 1};
 
@@ -114,9 +123,7 @@ INLINE Vec load_int8(const void *group, int j) {
     const int byte = j / (GROUP / 4), lane = j % (GROUP / 4);
     Ints lanes;
     memcpy(&lanes, (const int32_t *)group + lane, sizeof lanes);
-#if defined(__AVX512F__)
-    __asm__("" : "+v"(lanes)); /* or GCC reads them from memory again for each byte */
-#endif
+    IN_REGISTER(lanes);
     return __builtin_convertvector((Ints)((Bits)lanes << (24 - 8 * byte)) >> 24, Vec);
 }
 
@@ -166,6 +173,35 @@ INLINE Vec exp_vec(Vec x) {
 }
 
 INLINE Vec sigmoid_vec(Vec x) { return 1.0f / (1.0f + exp_vec(-x)); }
+
+INLINE Vec tanh_vec(Vec x) {
+    const Vec s = x * x; /* near 0 the other formula would cancel */
+    const Vec series = x - x * s * (0.33333333f - s * (0.13333333f - s * (0.05396825f - s * 0.02186949f)));
+    return choose(s < 0.0625f, series, 1.0f - 2.0f / (1.0f + exp_vec(x + x)));
+}
+
+/* The sums of four vectors times ACROSS: out[i] is v[i]'s. */
+INLINE void sums(const Vec *v, float *out) {
+#if defined(__AVX512F__)
+    __m512 pairs[8], fours[4], halves[2];
+    UNROLL for (int i = 0; i < 8; i++) {
+        const __m512 a = (__m512)v[2 * i], b = (__m512)v[2 * i + 1];
+        pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        const __m512d a = (__m512d)pairs[2 * i], b = (__m512d)pairs[2 * i + 1];
+        fours[i] = _mm512_add_ps((__m512)_mm512_unpacklo_pd(a, b), (__m512)_mm512_unpackhi_pd(a, b));
+    }
+    UNROLL for (int i = 0; i < 2; i++) {
+        const __m512 a = fours[2 * i], b = fours[2 * i + 1];
+        halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    store(out, (Vec)_mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
+                                  _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd)));
+#else
+    UNROLL for (int i = 0; i < 4 * ACROSS; i++) out[i] = sum(v[i]);
+#endif
+}
 
 /* Applies `formula`, which says what becomes of W numbers `v`, to n numbers in place; the last ones through a copy. */
 #define EACH(numbers, n, formula)                                        \
@@ -237,26 +273,27 @@ INLINE void finish_one(float *out, float y, int finish) {
 /* Asks for the line that lies AHEAD of a place. Rows lie one after another, so this is what comes next. */
 #define FETCH_AHEAD(place) __builtin_prefetch((const char *)(place) + AHEAD)
 
-/* One row of a matrix against B vectors: every weight is read and made fp32 once. One stream of memory is faster than
- * several rows at a time. */
-INLINE void one_row(int type, const Product *p, int row, int B) {
+/* One row of a matrix against few vectors, from the `first` on: every weight is read and made fp32 once. One stream of
+ * memory is faster than several rows at a time. */
+INLINE void one_row(int type, const Product *p, int row, int first, int count) {
     const size_t stride = type == INT8 ? (size_t)(p->n + GROUP - 1) / GROUP * GROUP : (size_t)p->n;
     const char *data = (const char *)p->tensor->data + (size_t)row * stride * element_bytes[type];
-    Vec total[ROWS][2]; /* two, or each product would wait for the one before */
-    UNROLL for (int b = 0; b < B; b++) total[b][0] = total[b][1] = (Vec){0};
+    const float *x = p->x + (size_t)first * p->x_stride;
+    Vec total[ACROSS][2]; /* two, or each product would wait for the one before */
+    UNROLL for (int b = 0; b < count; b++) total[b][0] = total[b][1] = (Vec){0};
     int i = 0;
     if (type == INT8) {
         const uint16_t *scales = p->tensor->scales + (size_t)row * (stride / GROUP);
         for (; i < (int)stride; i += GROUP) {
-            Vec part[ROWS];
+            Vec part[ACROSS];
             FETCH_AHEAD(data + i);
-            UNROLL for (int b = 0; b < B; b++) part[b] = (Vec){0};
+            UNROLL for (int b = 0; b < count; b++) part[b] = (Vec){0};
             UNROLL for (int j = 0; j < GROUP; j += W) {
                 const Vec weight = load_int8(data + i, j);
-                UNROLL for (int b = 0; b < B; b++) part[b] += weight * load_fp32(p->x + b * p->x_stride + i + j);
+                UNROLL for (int b = 0; b < count; b++) part[b] += weight * load_fp32(x + b * p->x_stride + i + j);
             }
             const Vec scale = load_scale(scales + i / GROUP);
-            UNROLL for (int b = 0; b < B; b++) total[b][0] += part[b] * scale;
+            UNROLL for (int b = 0; b < count; b++) total[b][0] += part[b] * scale;
         }
     } else {
         const int step = LINE / element_bytes[type];
@@ -265,75 +302,148 @@ INLINE void one_row(int type, const Product *p, int row, int B) {
             FETCH_AHEAD(data + (i + step) * element_bytes[type]);
             UNROLL for (int j = 0; j < 2 * step; j += W) {
                 const Vec weight = load(type, data, i + j);
-                UNROLL for (int b = 0; b < B; b++)
-                    total[b][j / W % 2] += weight * load_fp32(p->x + b * p->x_stride + i + j);
+                UNROLL for (int b = 0; b < count; b++)
+                    total[b][j / W % 2] += weight * load_fp32(x + b * p->x_stride + i + j);
             }
         }
     }
-    UNROLL for (int b = 0; b < B; b++) {
+    UNROLL for (int b = 0; b < count; b++) {
         float y = sum(total[b][0] + total[b][1]);
-        for (int j = i; j < p->n; j++) y += load_one(type, data, j) * p->x[b * p->x_stride + j];
-        finish_one(p->out + (size_t)b * p->out_stride + row, y, p->finish);
+        for (int j = i; j < p->n; j++) y += load_one(type, data, j) * x[b * p->x_stride + j];
+        finish_one(p->out + (size_t)(first + b) * p->out_stride + row, y, p->finish);
     }
+}
+
+/* Four rows of a matrix against ACROSS vectors: every number that is loaded is used several times. */
+INLINE void four_rows(int type, const Product *p, int row, int first, int fetches) {
+    const size_t stride = type == INT8 ? (size_t)(p->n + GROUP - 1) / GROUP * GROUP : (size_t)p->n;
+    const size_t bytes = stride * element_bytes[type];
+    const char *data = (const char *)p->tensor->data + (size_t)row * bytes;
+    const float *x = p->x + (size_t)first * p->x_stride;
+    const int step = LINE / element_bytes[type], end = type == INT8 ? (int)stride : p->n;
+    Vec total[4 * ACROSS];
+    UNROLL for (int i = 0; i < 4 * ACROSS; i++) total[i] = (Vec){0};
+    int i = 0;
+    for (; i + step <= end; i += step) {
+        Vec scale[4];
+        UNROLL for (int r = 0; r < 4; r++) {
+            if (fetches) FETCH_AHEAD(data + r * bytes + i * element_bytes[type]);
+            if (type == INT8) scale[r] = load_scale(p->tensor->scales + (row + r) * (stride / GROUP) + i / GROUP);
+        }
+        UNROLL for (int j = 0; j < step; j += W) {
+            Vec weight[4];
+            UNROLL for (int r = 0; r < 4; r++) {
+                weight[r] = type == INT8 ? load_int8(data + r * bytes + i, j) * scale[r] : load(type, data + r * bytes, i + j);
+                IN_REGISTER(weight[r]);
+            }
+            UNROLL for (int b = 0; b < ACROSS; b++) {
+                Vec here = load_fp32(x + b * p->x_stride + i + j);
+                IN_REGISTER(here);
+                UNROLL for (int r = 0; r < 4; r++) total[4 * b + r] += weight[r] * here;
+            }
+        }
+    }
+    float y[4 * ACROSS];
+    sums(total, y);
+    for (; i < end; i++)
+        for (int r = 0; r < 4; r++) {
+            const float weight = load_one(type, data + r * bytes, i);
+            for (int b = 0; b < ACROSS; b++) y[4 * b + r] += weight * x[b * p->x_stride + i];
+        }
+    if (p->finish == SQUARED_RELU) EACH(y, 4 * ACROSS, choose(v < 0.0f, splat(0), v * v));
+    UNROLL for (int b = 0; b < ACROSS; b++) {
+        float *out = p->out + (size_t)(first + b) * p->out_stride + row;
+        Quarter found, before;
+        memcpy(&found, y + 4 * b, sizeof found);
+        memcpy(&before, out, sizeof before);
+        if (p->finish == ADD) found += before;
+        memcpy(out, &found, sizeof found);
+    }
+}
+
+INLINE void single_rows(int type, const Product *p, int from, int to, int first, int count) {
+    for (int row = from; row < to; row++) one_row(type, p, row, first, count);
 }
 
 INLINE void rows_of(int type, const Product *p, int from, int to, int B) {
-    for (int row = from; row < to; row++) one_row(type, p, row, B);
+    const int together = B / ACROSS * ACROSS, quads = from + (to - from) / 4 * 4;
+    if (together) {
+        for (int row = from; row < quads; row += 4) {
+            four_rows(type, p, row, 0, 1);
+            for (int first = ACROSS; first < together; first += ACROSS) four_rows(type, p, row, first, 0);
+        }
+        for (int first = 0; first < together; first += ACROSS) single_rows(type, p, quads, to, first, ACROSS);
+    }
+    switch (B - together) {
+        case 1: single_rows(type, p, from, to, together, 1); break;
+        case 2: single_rows(type, p, from, to, together, 2); break;
+        case 3: single_rows(type, p, from, to, together, 3); break;
+    }
 }
 
-#define ROWS_OF(type)                                         \
-    switch (B) {                                              \
-        case 1: rows_of(type, p, from, to, 1); break;         \
-        case 2: rows_of(type, p, from, to, 2); break;         \
-        case 3: rows_of(type, p, from, to, 3); break;         \
-        case 4: rows_of(type, p, from, to, 4); break;         \
-        case 5: rows_of(type, p, from, to, 5); break;         \
-        case 6: rows_of(type, p, from, to, 6); break;         \
-        case 7: rows_of(type, p, from, to, 7); break;         \
-        default: rows_of(type, p, from, to, 8);               \
-    }
+static void rows_fp32(const Product *p, int from, int to, int B) { rows_of(FP32, p, from, to, B); }
+static void rows_bf16(const Product *p, int from, int to, int B) { rows_of(BF16, p, from, to, B); }
+static void rows_fp16(const Product *p, int from, int to, int B) { rows_of(FP16, p, from, to, B); }
+static void rows_int8(const Product *p, int from, int to, int B) { rows_of(INT8, p, from, to, B); }
 
-static void rows_fp32(const Product *p, int from, int to, int B) { ROWS_OF(FP32) }
-static void rows_bf16(const Product *p, int from, int to, int B) { ROWS_OF(BF16) }
-static void rows_fp16(const Product *p, int from, int to, int B) { ROWS_OF(FP16) }
-static void rows_int8(const Product *p, int from, int to, int B) { ROWS_OF(INT8) }
+/* Columns [from, from + n) of a matrix (R, columns) that is multiplied with vectors x (R). */
+typedef struct {
+    const void *data;
+    int R, columns, from, n;
+    const float *x; /* B vectors, x_stride apart */
+    float *out;     /* B vectors (n), out_stride apart */
+    int x_stride, out_stride;
+} Columns;
 
-/* out (n) = x (R) times columns [from, from + n) of a matrix (R, columns), for one vector x. */
-INLINE void columns_typed(int type, const void *data, int R, int columns, int from, int n, const float *x, float *out) {
+/* `wide` vectors of columns from the j-th on, for `count` vectors x from the `first` on. */
+INLINE void some_columns(int type, const Columns *p, int j, int wide, int first, int count) {
     enum { ROWS_AHEAD = 16 };
-    int j = 0;
-    for (; j + 4 * W <= n; j += 4 * W) {
-        Vec total[2][4] = {{{0}}};
-        int i = 0;
-        for (; i + 2 <= R; i += 2)
-            UNROLL for (int odd = 0; odd < 2; odd++) {
-                const size_t at = (size_t)(i + odd) * columns + from + j;
-                const char *ahead = (const char *)data + (at + (size_t)ROWS_AHEAD * columns) * element_bytes[type];
-                UNROLL for (int byte = 0; byte < 4 * W * element_bytes[type]; byte += LINE) __builtin_prefetch(ahead + byte);
-                UNROLL for (int u = 0; u < 4; u++) total[odd][u] += load(type, data, at + u * W) * x[i + odd];
+    const float *x = p->x + (size_t)first * p->x_stride;
+    Vec total[2][ACROSS][4] = {{{{0}}}}; /* two for one x, or each product would wait for the one before */
+    for (int i = 0; i < p->R; i += 2)
+        UNROLL for (int odd = 0; odd < 2; odd++) {
+            if (i + odd == p->R) break;
+            const size_t at = (size_t)(i + odd) * p->columns + p->from + j;
+            const char *ahead = (const char *)p->data + (at + (size_t)ROWS_AHEAD * p->columns) * element_bytes[type];
+            UNROLL for (int byte = 0; byte < wide * W * element_bytes[type]; byte += LINE) __builtin_prefetch(ahead + byte);
+            Vec weight[4];
+            UNROLL for (int u = 0; u < wide; u++) weight[u] = load(type, p->data, at + u * W);
+            UNROLL for (int b = 0; b < count; b++) {
+                Vec here = splat(x[(size_t)b * p->x_stride + i + odd]);
+                IN_REGISTER(here);
+                UNROLL for (int u = 0; u < wide; u++) total[count == 1 ? odd : 0][b][u] += weight[u] * here;
             }
-        for (; i < R; i++)
-            UNROLL for (int u = 0; u < 4; u++)
-                total[0][u] += load(type, data, (size_t)i * columns + from + j + u * W) * x[i];
-        UNROLL for (int u = 0; u < 4; u++) store(out + j + u * W, total[0][u] + total[1][u]);
-    }
-    for (; j + W <= n; j += W) {
-        Vec total = {0};
-        for (int i = 0; i < R; i++) total += load(type, data, (size_t)i * columns + from + j) * x[i];
-        store(out + j, total);
-    }
-    for (; j < n; j++) {
-        float total = 0;
-        for (int i = 0; i < R; i++) total += load_one(type, data, (size_t)i * columns + from + j) * x[i];
-        out[j] = total;
-    }
+        }
+    UNROLL for (int b = 0; b < count; b++)
+        UNROLL for (int u = 0; u < wide; u++)
+            store(p->out + (size_t)(first + b) * p->out_stride + j + u * W, total[0][b][u] + total[1][b][u]);
 }
 
-static void columns_of(const Tensor *t, int R, int columns, int from, int n, const float *x, float *out) {
-    switch (t->type) {
-        case FP32: columns_typed(FP32, t->data, R, columns, from, n, x, out); break;
-        case BF16: columns_typed(BF16, t->data, R, columns, from, n, x, out); break;
-        default: columns_typed(FP16, t->data, R, columns, from, n, x, out);
+/* For `count` vectors x from the `first` on. */
+INLINE void columns_typed(int type, const Columns *p, int first, int count) {
+    int j = 0;
+    for (; j + 4 * W <= p->n; j += 4 * W) some_columns(type, p, j, 4, first, count);
+    for (; j + W <= p->n; j += W) some_columns(type, p, j, 1, first, count);
+    for (; j < p->n; j++)
+        for (int b = first; b < first + count; b++) {
+            const float *x = p->x + (size_t)b * p->x_stride;
+            float total = 0;
+            for (int i = 0; i < p->R; i++) total += load_one(type, p->data, (size_t)i * p->columns + p->from + j) * x[i];
+            p->out[(size_t)b * p->out_stride + j] = total;
+        }
+}
+
+INLINE void all_columns(int type, const Columns *p, int B) {
+    int first = 0;
+    for (; first + ACROSS <= B; first += ACROSS) columns_typed(type, p, first, ACROSS);
+    for (; first < B; first++) columns_typed(type, p, first, 1);
+}
+
+static void columns_of(int type, const Columns *p, int B) {
+    switch (type) {
+        case FP32: all_columns(FP32, p, B); break;
+        case BF16: all_columns(BF16, p, B); break;
+        default: all_columns(FP16, p, B);
     }
 }
 
@@ -349,11 +459,11 @@ static void multiply(const Product *p, int chunk, int B) {
         }
         return;
     }
-    for (int b = 0; b < B; b++) {
-        float *out = p->out + (size_t)b * p->out_stride + from;
-        columns_of(p->tensor, p->n, p->rows, from, to - from, p->x + b * p->x_stride, out);
-        if (p->finish == TANH)
-            for (int i = 0; i < to - from; i++) out[i] = tanhf(out[i]);
+    float *out = p->out + from;
+    const Columns some = {p->tensor->data, p->n, p->rows, from, to - from, p->x, out, p->x_stride, p->out_stride};
+    columns_of(p->tensor->type, &some, B);
+    for (int b = 0; b < B; b++, out += p->out_stride) {
+        if (p->finish == TANH) EACH(out, to - from, tanh_vec(v));
         if (p->finish == SIGMOID) EACH(out, to - from, sigmoid_vec(v));
     }
 }
@@ -388,11 +498,11 @@ typedef struct {
     struct stages stages;
     const Model *model;
     const LayerState *before; /* [layers] */
-    const int32_t *slots;     /* (B,): where a row's state lies in `before` and `wkv` */
-    float *wkv, *shifts;      /* what comes after: (layers, slot_count, H, N, N), (layers, 2, B, D) */
+    const int32_t *slots;     /* (B,): where the state of a row's text lies in `before` and `wkv` */
+    float *wkv, *shifts;      /* what comes after: (layers, slot_count, H, N, N), (layers, 2, texts, D) */
     size_t slot_count;
     float *hidden;            /* (B, D) */
-    int B, stride;   /* stride: D, or F, filled up to a multiple of 64 */
+    int B, texts, stride; /* stride: D filled up to a multiple of 64 */
     float *x;                 /* (B, D): the sum that goes through the layers */
     float *r, *k, *v, *v_first, *z;
     float *down[4];  /* decay, iclr, gate, value: (B, R) */
@@ -408,6 +518,9 @@ static const Tensor *tensor_of(const Step *s, int layer, int name) {
     return s->model->tensors + (size_t)layer * LAYER_TENSORS + name;
 }
 
+/* Whether a row is the token after the one in the row before. */
+INLINE int follows(const Step *s, int b) { return b && s->slots[b] == s->slots[b - 1]; }
+
 static int padded(int n) { return (n + GROUP - 1) / GROUP * GROUP; }
 
 /* What a thread needs before a chunk of stage 1 or 4: norm and interpolations, in buffers of its own. */
@@ -419,7 +532,7 @@ static void prepare(const Step *s, int layer, int kind, float *mine) {
     for (int b = 0; b < s->B; b++) {
         layer_norm(s->x + (size_t)b * D, tensor_of(s, layer, kind == 0 ? LN1_WEIGHT : LN2_WEIGHT),
                    tensor_of(s, layer, kind == 0 ? LN1_BIAS : LN2_BIAS), D, s->model->eps, normed + (size_t)b * D);
-        const float *x = normed + (size_t)b * D, *previous = shift + (size_t)s->slots[b] * D;
+        const float *x = normed + (size_t)b * D, *previous = follows(s, b) ? x - D : shift + (size_t)s->slots[b] * D;
         for (int m = 0; m < (kind == 0 ? 6 : 1); m++) {
             const Tensor *mix = tensor_of(s, layer, kind == 0 ? names[m] : FFN_X);
             float *out = mine + m * each + (size_t)b * s->stride;
@@ -458,41 +571,75 @@ static void describe(const Step *s, int layer, int kind, float *mine, Stage *sta
 }
 
 /* S' = S diag(w) + (S a) b^T + v k^T and y = S' r, for one head: S (N, N) as [value, key]. */
+INLINE void wkv_row(int N, const float *S, float *after, const float *w, const float *a, const float *b, const float *k,
+                    float v, const float *r, float *y) {
+    const float removed = dot(S, a, N);
+    Vec total = {0};
+    float rest = 0;
+    int j = 0;
+    for (; j + W <= N; j += W) {
+        const Vec next = load_fp32(S + j) * load_fp32(w + j) + removed * load_fp32(b + j) + v * load_fp32(k + j);
+        total += next * load_fp32(r + j);
+        store(after + j, next);
+    }
+    for (; j < N; j++) {
+        after[j] = S[j] * w[j] + removed * b[j] + v * k[j];
+        rest += after[j] * r[j];
+    }
+    *y = sum(total) + rest;
+}
+
+/* The same for as many rows as `sums` adds up at once, N a multiple of W. */
 INLINE void wkv_rows(int N, const float *S, float *after, const float *w, const float *a, const float *b, const float *k,
                      const float *v, const float *r, float *y) {
-    for (int i = 0; i < N; i++) {
-        const float *row = S + (size_t)i * N;
-        float *out = after + (size_t)i * N;
-        const float removed = dot(row, a, N);
-        Vec total = {0};
-        float rest = 0;
-        int j = 0;
-        for (; j + W <= N; j += W) {
-            const Vec next = load_fp32(row + j) * load_fp32(w + j) + removed * load_fp32(b + j) + v[i] * load_fp32(k + j);
-            total += next * load_fp32(r + j);
-            store(out + j, next);
-        }
-        for (; j < N; j++) {
-            out[j] = row[j] * w[j] + removed * b[j] + v[i] * k[j];
-            rest += out[j] * r[j];
-        }
-        y[i] = sum(total) + rest;
+    float removed[4 * ACROSS];
+    Vec total[4 * ACROSS];
+    UNROLL for (int i = 0; i < 4 * ACROSS; i++) total[i] = (Vec){0};
+    for (int j = 0; j < N; j += W) {
+        Vec here = load_fp32(a + j);
+        IN_REGISTER(here);
+        UNROLL for (int i = 0; i < 4 * ACROSS; i++) total[i] += load_fp32(S + (size_t)i * N + j) * here;
     }
+    sums(total, removed);
+    UNROLL for (int i = 0; i < 4 * ACROSS; i++) total[i] = (Vec){0};
+    for (int j = 0; j < N; j += W) {
+        Vec decay = load_fp32(w + j), added = load_fp32(k + j), back = load_fp32(b + j), read = load_fp32(r + j);
+        IN_REGISTER(decay);
+        IN_REGISTER(added);
+        IN_REGISTER(back);
+        IN_REGISTER(read);
+        UNROLL for (int i = 0; i < 4 * ACROSS; i++) {
+            const Vec next = load_fp32(S + (size_t)i * N + j) * decay + removed[i] * back + v[i] * added;
+            total[i] += next * read;
+            store(after + (size_t)i * N + j, next);
+        }
+    }
+    sums(total, y);
+}
+
+INLINE void wkv(int N, const float *S, float *after, const float *w, const float *a, const float *b, const float *k,
+                const float *v, const float *r, float *y) {
+    int i = 0;
+    if (N % W == 0)
+        for (; i + 4 * ACROSS <= N; i += 4 * ACROSS)
+            wkv_rows(N, S + (size_t)i * N, after + (size_t)i * N, w, a, b, k, v + i, r, y + i);
+    for (; i < N; i++) wkv_row(N, S + (size_t)i * N, after + (size_t)i * N, w, a, b, k, v[i], r, y + i);
 }
 
 static void run_head(const Step *s, int layer, int head, float *scratch) {
     const Model *m = s->model;
     const int D = m->width, N = D / m->heads, from = head * N;
     const int ranks[] = {m->decay_rank, m->iclr_rank, m->gate_rank, m->value_rank}, ups[] = {W2, A2, G2, V2};
-    float *w = scratch, *iclr = w + N, *gate = iclr + N, *mix = gate + N, *a = mix + N, *b = a + N, *y = b + N,
-          *vector = y + N;
-    float *up[] = {w, iclr, gate, mix};
+    const size_t all = (size_t)s->B * N;
+    float *a = scratch, *b = a + N, *y = b + N, *vector = y + N, *up = vector + N;
+    for (int i = 0; i < (layer ? 4 : 3); i++) {
+        const Tensor *tensor = tensor_of(s, layer, ups[i]);
+        columns_of(tensor->type, &(Columns){tensor->data, ranks[i], D, from, N, s->down[i], up + i * all, ranks[i], N}, s->B);
+    }
     for (int row = 0; row < s->B; row++) {
+        float *w = up + (size_t)row * N, *iclr = w + all, *gate = iclr + all, *mix = gate + all;
         const size_t at = (size_t)row * D + from;
         float *r = s->r + at, *k = s->k + at, *v = s->v + at, *z = s->z + (size_t)row * s->stride + from;
-        for (int i = 0; i < (layer ? 4 : 3); i++)
-            columns_of(tensor_of(s, layer, ups[i]), ranks[i], D, from, N, s->down[i] + (size_t)row * ranks[i], up[i]);
-
         expand(tensor_of(s, layer, W0), from, N, vector);
         for (int i = 0; i < N; i++) w[i] += vector[i];
         EACH(w, N, exp_vec(-0.60653066f * sigmoid_vec(v)));
@@ -518,12 +665,12 @@ static void run_head(const Step *s, int layer, int head, float *scratch) {
         }
 
         const size_t square = (size_t)N * N, place = (size_t)s->slots[row] * m->heads + head;
-        const float *before = s->before[layer].wkv + place * square;
         float *after = s->wkv + ((size_t)layer * s->slot_count * m->heads + place) * square;
+        const float *before = follows(s, row) ? after : s->before[layer].wkv + place * square;
         switch (N) {
-            case 64: wkv_rows(64, before, after, w, a, b, k, v, r, y); break;
-            case 128: wkv_rows(128, before, after, w, a, b, k, v, r, y); break;
-            default: wkv_rows(N, before, after, w, a, b, k, v, r, y);
+            case 64: wkv(64, before, after, w, a, b, k, v, r, y); break;
+            case 128: wkv(128, before, after, w, a, b, k, v, r, y); break;
+            default: wkv(N, before, after, w, a, b, k, v, r, y);
         }
 
         expand(tensor_of(s, layer, R_K), from, N, vector);
@@ -567,8 +714,12 @@ static void work(void *job, int thread) {
             while ((chunk = claim_chunk(&s->stages, (uint32_t)number, owner, stage.chunks)) >= 0) {
                 if (!done && (kind == 0 || kind == 3)) prepare(s, layer, kind, mine);
                 if (chunk == 0 && (kind == 0 || kind == 3)) {
-                    float *shift = s->shifts + ((size_t)layer * 2 + (kind == 3)) * s->B * D;
-                    memcpy(shift, normed, (size_t)s->B * D * sizeof(float));
+                    float *shift = s->shifts + ((size_t)layer * 2 + (kind == 3)) * s->texts * D;
+                    for (int b = 0; b < s->B; b++) {
+                        if (b + 1 < s->B && follows(s, b + 1)) continue;
+                        memcpy(shift, normed + (size_t)b * D, D * sizeof(float));
+                        shift += D;
+                    }
                 }
                 if (kind == 1) run_head(s, layer, chunk, scratch);
                 else run_product(&stage, chunk, s->B);
@@ -590,23 +741,25 @@ static float *carve(float **from, size_t count) {
     return place;
 }
 
-/* One token of B rows through the whole model. x (B, D) fp32 as embedded; `before`, the slots and what comes after as in
- * Step; hidden (B, D) is what the head reads. A row's slot of `wkv` may be the one that it is read from: each row of a
- * matrix is read before it is written. Returns 0, or 1 when there is no memory. */
-int decode_step_in_slots(const Model *model, int B, int threads, const float *x, const LayerState *before,
-                         const int32_t *slots, int slot_count, float *wkv, float *shifts, float *hidden) {
+/* One token of each of B rows through the whole model. x (B, D) fp32 as embedded; `before`, the slots and what comes after
+ * as in Step; hidden (B, D) is what the head reads. Rows of one slot lie one after another: they are tokens of one text.
+ * A slot of `wkv` may be the one that it is read from: each row of a matrix is read before it is written. Returns 0, or 1
+ * when there is no memory. */
+int decode_step(const Model *model, int B, int threads, const float *x, const LayerState *before, const int32_t *slots,
+                int slot_count, float *wkv, float *shifts, float *hidden) {
     const size_t D = (size_t)model->width, S = (size_t)padded(model->width), N = D / (size_t)model->heads, b = (size_t)B;
     const size_t F = (size_t)padded(model->hidden);
     const int ranks[] = {model->decay_rank, model->iclr_rank, model->gate_rank, model->value_rank};
     if (threads < 1) threads = 1;
     if (threads > MOST_SHARES) threads = MOST_SHARES;
-    const size_t mine = (6 * b * S + b * D + 8 * N + 31) / 16 * 16;
+    const size_t mine = (6 * b * S + b * D + 4 * (b + 1) * N + 15) / 16 * 16;
     size_t floats = 7 * (b * S + 16) + b * F + 16 + threads * mine;
     for (int i = 0; i < 4; i++) floats += b * ranks[i] + 16;
     float *memory = aligned_alloc(LINE, (floats * sizeof(float) + LINE - 1) / LINE * LINE), *free_ = memory;
     if (!memory) return 1;
     Step s = {.model = model, .before = before, .slots = slots, .wkv = wkv, .shifts = shifts, .slot_count = (size_t)slot_count,
               .hidden = hidden, .B = B, .stride = (int)S, .mine_size = mine};
+    for (int row = 0; row < B; row++) s.texts += !follows(&s, row);
     s.x = carve(&free_, b * S);
     s.r = carve(&free_, b * S);
     s.k = carve(&free_, b * S);
@@ -626,13 +779,6 @@ int decode_step_in_slots(const Model *model, int B, int threads, const float *x,
         layer_norm(s.x + row * D, around + LN_OUT_WEIGHT, around + LN_OUT_BIAS, (int)D, model->eps, hidden + row * D);
     free(memory);
     return 0;
-}
-
-/* The same with a state of B rows, from one place to another. */
-int decode_step(const Model *model, int B, int threads, const float *x, const LayerState *before, float *wkv, float *shifts,
-                float *hidden) {
-    const int32_t rows[ROWS] = {0, 1, 2, 3, 4, 5, 6, 7};
-    return decode_step_in_slots(model, B, threads, x, before, rows, B, wkv, shifts, hidden);
 }
 
 typedef struct {

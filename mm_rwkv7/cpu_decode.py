@@ -59,11 +59,11 @@ class CpuStepper:
         layers = map(LayerState, wkv.unbind(), att.unbind(), ffn.unbind())
         return hidden.to(x.dtype), State(tuple(layers), state.tokens_seen + 1, model=state.model)
 
-    def in_pool(self, x: Tensor, pool: StatePool, slots: Sequence[int]) -> Tensor:
-        """x (B, D), row i for the text in slot slots[i] of a pool in fp32, whose states change in place -> what the
-        head reads (B, D)."""
+    def in_pool(self, x: Tensor, pool: StatePool, slots: Sequence[int], lengths: Sequence[int] | None = None) -> Tensor:
+        """x (B, D), the next lengths[i] rows (one if not told) for the text in slot slots[i] of a pool in fp32, whose
+        states change in place -> what the head reads (B, D)."""
         tensors = pool.tensors
-        return self._step.in_slots(x, tensors.wkv, tensors.att_shift, tensors.ffn_shift, slots).to(x.dtype)
+        return self._step.in_slots(x, tensors.wkv, tensors.att_shift, tensors.ffn_shift, slots, lengths).to(x.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._step.logits(hidden)

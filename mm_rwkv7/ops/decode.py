@@ -1,6 +1,7 @@
 """`kernels/decode.c` from Python: a whole model's step, and one product, on the CPU.
 
-B rows, D width, L layers, H heads, N head size, V vocabulary.
+B rows, S texts, D width, L layers, H heads, N head size, V vocabulary. A row is a token; the texts lie one after
+another, each with one row in decoding and several where a prompt is read.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from .compiler import load
 
-ROWS = 8  # at most, in one call
+ROWS = 64  # at most, in one call
 GROUP = 64  # weights of an int8 row that share a scale
 _TIME_MIX = (
     *("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "receptance", "key", "value", "output"),
@@ -113,10 +114,10 @@ class CompiledStep:
         self._kept = (weights, head, tensors)  # what the pointers lead to
 
     def __call__(self, x: Tensor, layers: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B <= 8, D); each layer's wkv (B, H, N, N) and shifts (B, D). -> hidden (B, D), wkv (L, B, H, N, N) and
+        """x (B <= 64, D); each layer's wkv (B, H, N, N) and shifts (B, D). -> hidden (B, D), wkv (L, B, H, N, N) and
         shifts (L, 2, B, D) after the step, all new and fp32. ValueError on other sizes and on tensors elsewhere."""
         x = self._read(x, "x")
-        row, state = x.shape, (len(x), *self._heads)
+        rows, row, state = range(len(x)), x.shape, (len(x), *self._heads)
         if len(layers) != self._layers:
             raise ValueError(f"decode: a state of {len(layers)} layers, expected {self._layers}")
         before = [
@@ -124,31 +125,32 @@ class CompiledStep:
             for layer in layers
             for tensor, shape in zip(layer, (state, row, row), strict=True)
         ]
-        pointers = (ctypes.c_void_p * len(before))(*[tensor.data_ptr() for tensor in before])
         wkv = torch.empty(self._layers, *state, dtype=torch.float32)
-        shifts = torch.empty(self._layers, 2, *row, dtype=torch.float32)
-        hidden = torch.empty(row, dtype=torch.float32)
-        failed = self._library.decode_step(
-            ctypes.byref(self._model),
-            len(x),
-            torch.get_num_threads(),
-            ctypes.c_void_p(x.data_ptr()),
-            pointers,
-            ctypes.c_void_p(wkv.data_ptr()),
-            ctypes.c_void_p(shifts.data_ptr()),
-            ctypes.c_void_p(hidden.data_ptr()),
-        )
-        if failed:
-            raise MemoryError(f"no memory for a step of {len(x)} rows of width {self._width}")
+        hidden, shifts = self._run(x, [tensor.data_ptr() for tensor in before], rows, len(x), len(x), wkv)
         return hidden, wkv, shifts
 
-    def in_slots(self, x: Tensor, wkv: Tensor, att_shift: Tensor, ffn_shift: Tensor, slots: Sequence[int]) -> Tensor:
-        """The same with states in a pool, wkv (L, S, H, N, N) and shifts (L, S, D), all fp32: row i's is the one in
-        slot slots[i], which changes in place."""
+    def in_slots(
+        self,
+        x: Tensor,
+        wkv: Tensor,
+        att_shift: Tensor,
+        ffn_shift: Tensor,
+        slots: Sequence[int],
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """x (B <= 64, D): text after text, lengths[i] tokens (one if not told) of the one whose state is in slot
+        slots[i] of a pool. wkv (L, C, H, N, N) and shifts (L, C, D), all fp32, of C slots, change in place. -> hidden
+        (B, D). ValueError on other sizes and on tensors elsewhere."""
         x = self._read(x, "x")
         count = wkv.shape[1]
-        if len(slots) != len(x) or len(set(slots)) != len(slots) or not 0 <= min(slots) <= max(slots) < count:
-            raise ValueError(f"decode: slots {list(slots)}, expected one of {count} for each of {len(x)} rows")
+        if lengths is None:
+            lengths = [1] * len(x)
+        if min(lengths, default=0) < 1 or sum(lengths) != len(x):
+            raise ValueError(
+                f"decode: texts of {list(lengths)} tokens, expected {len(x)} together, and of each one or more"
+            )
+        if len(slots) != len(lengths) or len(set(slots)) != len(slots) or not 0 <= min(slots) <= max(slots) < count:
+            raise ValueError(f"decode: slots {list(slots)}, expected one of {count} for each of {len(lengths)} texts")
         square, row = (self._layers, count, *self._heads), (self._layers, count, self._width)
         for tensor, shape in ((wkv, square), (att_shift, row), (ffn_shift, row)):
             if (
@@ -162,15 +164,26 @@ class CompiledStep:
                 )
         pool = [(tensor.data_ptr(), 4 * tensor.stride(0)) for tensor in (wkv, att_shift, ffn_shift)]
         places = [first + layer * bytes_ for layer in range(self._layers) for first, bytes_ in pool]
-        shifts = torch.empty(self._layers, 2, *x.shape, dtype=torch.float32)
+        rows = [slot for slot, length in zip(slots, lengths, strict=True) for _ in range(length)]
+        hidden, shifts = self._run(x, places, rows, len(slots), count, wkv)
+        for shift, after in zip((att_shift, ffn_shift), shifts.unbind(1), strict=True):
+            shift.index_copy_(1, torch.tensor(slots), after)
+        return hidden
+
+    def _run(
+        self, x: Tensor, before: Sequence[int], slots: Sequence[int], texts: int, count: int, wkv: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`slots` (B,) of the `count` that there are, those of `texts` different ones. -> hidden (B, D) and shifts
+        (L, 2, S, D)."""
+        shifts = torch.empty(self._layers, 2, texts, self._width, dtype=torch.float32)
         hidden = torch.empty(x.shape, dtype=torch.float32)
-        failed = self._library.decode_step_in_slots(
+        failed = self._library.decode_step(
             ctypes.byref(self._model),
             len(x),
             torch.get_num_threads(),
             ctypes.c_void_p(x.data_ptr()),
-            (ctypes.c_void_p * len(places))(*places),
-            (ctypes.c_int32 * len(slots))(*slots),
+            (ctypes.c_void_p * len(before))(*before),
+            (ctypes.c_int32 * len(x))(*slots),
             count,
             ctypes.c_void_p(wkv.data_ptr()),
             ctypes.c_void_p(shifts.data_ptr()),
@@ -178,12 +191,10 @@ class CompiledStep:
         )
         if failed:
             raise MemoryError(f"no memory for a step of {len(x)} rows of width {self._width}")
-        for shift, after in zip((att_shift, ffn_shift), shifts.unbind(1), strict=True):
-            shift.index_copy_(1, torch.tensor(slots), after)
-        return hidden
+        return hidden, shifts
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (B <= 8, D) -> (B, V) fp32."""
+        """hidden (B <= 64, D) -> (B, V) fp32."""
         hidden = self._read(hidden, "hidden")
         out = torch.empty(len(hidden), self._rows, dtype=torch.float32)
         failed = self._library.decode_product(

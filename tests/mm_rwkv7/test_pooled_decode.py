@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mm_rwkv7.cpu_decode import CpuStepper
 from mm_rwkv7.decode import ModuleStepper
 from mm_rwkv7.initialisation import initialise
 from mm_rwkv7.pooled_decode import CpuPooledStep, ModulePooledStep, PooledStep, pooled_step, read
@@ -51,9 +52,10 @@ def test_rows_of_a_pool_are_each_on_their_own(kind: str, seed: int) -> None:
     for turn in range(12):
         slots = rng.sample(range(SLOTS), rng.randint(1, SLOTS))
         if rng.random() < 0.5:
-            lengths = [rng.randint(1, 7) for _ in slots]
+            longest = rng.choice([7, 60])  # few tokens are read by the compiled step, many by the modules
+            lengths = [rng.randint(1, longest) for _ in slots]
             ids = torch.randint(60, (len(slots), max(lengths)))
-            found = read(lm, step.pool, lm.embed(ids), slots, lengths)
+            found = read(step, lm, lm.embed(ids), slots, lengths)
         else:
             lengths = [1] * len(slots)
             ids = torch.randint(60, (len(slots), 1))
@@ -83,3 +85,14 @@ def test_a_step_leaves_other_slots_alone(seed: int) -> None:
     for slots in ([0, 0], [0, 3], [-1, 0], [0]):
         with pytest.raises(ValueError, match="slots"):
             step(lm.embed(torch.tensor([1, 2])), slots)
+
+
+@torch.no_grad()
+def test_texts_that_do_not_add_up_are_refused() -> None:
+    lm = _model(0)
+    compiled = CpuStepper.of(lm)
+    assert compiled is not None
+    pool = StatePool(CONFIG, 3, torch.float32, torch.device("cpu"))
+    for lengths in ([1, 2], [4, 0], []):
+        with pytest.raises(ValueError, match="expected 4 together"):
+            compiled.in_pool(lm.embed(torch.arange(4)), pool, [2, 0], lengths)
