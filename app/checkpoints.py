@@ -2,13 +2,20 @@
 
 import sys
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from app.options import AsJson, Debug
-from app.output import print_json
+from app.output import check_writable, print_json
+
+
+class Format(StrEnum):
+    NATIVE = "native"
+    HF = "hf"
+    BLINKDL = "blinkdl"
 
 
 def encoders(as_json: AsJson = False, debug: Debug = False) -> None:
@@ -46,13 +53,15 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help="A checkpoint's file or folder, nano, or hf:...")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; a .pth file for blinkdl.")],
     to: Annotated[
-        str, typer.Option(metavar="FORMAT", help="native, hf (transformers) or blinkdl (LM alone).")
-    ] = "native",
+        Format, typer.Option(metavar="FORMAT", help="native, hf (transformers) or blinkdl (LM alone).")
+    ] = Format.NATIVE,
     warm_start: Annotated[bool, typer.Option("--warm-start", help="Begin an RWKV-7 from an RWKV-6.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Write a checkpoint in another format, bit for bit."""
+    place = out.resolve().parent
+    check_writable(next(folder for folder in (place, *place.parents) if folder.exists()))
     from mm_rwkv7.interop.convert import convert as write
     from mm_rwkv7.weights import locate
 

@@ -7,15 +7,17 @@ a model is loaded. Exit codes: 0 done, 1 failed, 2 bad input or usage, 130 inter
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.asking import ask_batch, ask_once, hint_at_media, state_after, text_of
 from app.checkpoints import convert, encoders, inspect
+from app.each import answer_each
 from app.options import (
     AsJson,
     Debug,
@@ -31,15 +33,13 @@ from app.options import (
     TopK,
     TopP,
 )
-from app.output import print_json, print_stream, print_tags
+from app.output import print_error, print_json, print_stream, print_tags
 from app.serve_commands import app, serve
 
 if TYPE_CHECKING:
-    from mm_rwkv7.pipeline import Answer, Pipeline
+    from mm_rwkv7.listening import Listener
+    from mm_rwkv7.pipeline import Pipeline
     from mm_rwkv7.sampling import Sampling
-    from mm_rwkv7.state import State
-
-    Ready = Callable[[], tuple[Pipeline, Sampling]]
 
 INTERRUPTED = 130
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -86,7 +86,7 @@ def _commands() -> typer.Typer:
 
 
 def _fail(message: str, code: int) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print_error(message)
     return code
 
 
@@ -115,12 +115,12 @@ def ask(
         return _pipeline(model, device, dtype), sampling
 
     if batch is None and out is None:
-        return _ask_once(inputs or [], document, as_json, ready)
+        return ask_once(inputs or [], document, as_json, ready)
     if document is not None:
         raise ValueError(f"a batch has no document, got {document}")
     if inputs and batch is not None:
         raise ValueError(f"a batch brings its own questions, got {inputs[-1]!r} beside it")
-    return _ask_batch(batch, out, ready)
+    return ask_batch(batch, out, ready)
 
 
 def caption(
@@ -135,20 +135,23 @@ def caption(
     top_k: TopK = 0,
     as_json: AsJson = False,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Describe pictures, one line each."""
     from app.media import read_picture
 
-    for image in images:
-        read_picture(image)
-    sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
-    pipeline = _pipeline(model, device, dtype)
-    for image in images:
+    def ready() -> "tuple[Pipeline, Sampling]":
+        sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
+        return _pipeline(model, device, dtype), sampling
+
+    def describe(opened: "tuple[Pipeline, Sampling]", image: str) -> None:
+        pipeline, sampling = opened
         text = pipeline.caption(image, sampling)
         if as_json:
             print_json({"image": image, "caption": text})
         else:
             print(text if len(images) == 1 else f"{image}: {text}", flush=True)
+
+    return answer_each(images, read_picture, ready, describe)
 
 
 def tag(
@@ -159,21 +162,23 @@ def tag(
     dtype: InType = DType.AUTO,
     as_json: AsJson = False,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Name what is heard in sounds, the likeliest first."""
     from mm_rwkv7.sounds import check_sound
 
-    for sound in sounds:
-        check_sound(sound)
-    from mm_rwkv7.listening import open_listener
+    def open_model() -> "Listener | Pipeline":
+        from mm_rwkv7.listening import open_listener
 
-    listener = open_listener(model, device, dtype)
-    for sound in sounds:
+        return open_listener(model, device, dtype)
+
+    def name(listener: "Listener | Pipeline", sound: str) -> None:
         tags = listener.tag(sound, top)
         if as_json:
             print_json({"audio": sound, "tags": [{"label": label, "score": score} for label, score in tags]})
         else:
             print_tags(tags, None if len(sounds) == 1 else sound)
+
+    return answer_each(sounds, check_sound, open_model, name)
 
 
 def chat(
@@ -195,10 +200,12 @@ def chat(
     from app.media import read_medium, user_message
 
     parts = [read_medium(path) for path in media or []]
-    text = _text(document)
+    text = text_of(document)
     sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
     pipeline = _pipeline(model, device, dtype)
-    state = _after(pipeline, text)
+    if not parts:
+        hint_at_media(pipeline)
+    state = state_after(pipeline, text)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
@@ -270,57 +277,6 @@ def _sampling(max_new_tokens: int | None, temperature: float, top_p: float, top_
     from mm_rwkv7.sampling import Sampling
 
     return Sampling(max_new_tokens, temperature, top_p, top_k, seed=seed)
-
-
-def _text(document: Path | None) -> str | None:
-    if document is None:
-        return None
-    from app.document import load_document
-
-    return load_document(document)
-
-
-def _after(pipeline: "Pipeline", text: str | None) -> "State | None":
-    if text is None:
-        return None
-    from app.document import read_with_bar
-
-    return read_with_bar(pipeline, text)
-
-
-def _ask_once(inputs: list[str], document: Path | None, as_json: bool, ready: "Ready") -> int:
-    from app.media import question_and_media, user_message
-
-    question, media = question_and_media(inputs)
-    text = _text(document)
-    pipeline, sampling = ready()
-    stream = pipeline.stream(user_message(question, media), sampling, _after(pipeline, text))
-    if as_json:
-        print_json(_described(stream.answer, pipeline.name))
-    else:
-        print_stream(stream)
-    return 0
-
-
-def _ask_batch(source: Path | None, target: Path | None, ready: "Ready") -> int:
-    from app.batch import answer_file, check_batch
-
-    source, target = check_batch(source, target)
-    pipeline, sampling = ready()
-    failed = answer_file(pipeline, source, target, sampling)
-    if failed:
-        print(f'{failed} failed; the "error" of a line in {target} says why', file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _described(answer: "Answer", model: str) -> dict[str, Any]:
-    return {
-        "answer": answer.text,
-        "finish_reason": answer.finish_reason,
-        "usage": asdict(answer.usage),
-        "timings": asdict(answer.timings),
-        "model": model,
-    }
 
 
 if __name__ == "__main__":
