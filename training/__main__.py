@@ -6,6 +6,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from mm_rwkv7.command import Parser, run_command
 
@@ -52,6 +53,7 @@ def _train(options: Namespace) -> None:
             if plan.wrong:
                 raise ValueError(f"this run would not begin: {'; '.join(plan.wrong)}")
         return
+    from training.logs import summary
     from training.run import check_processes, train
 
     try:
@@ -63,6 +65,7 @@ def _train(options: Namespace) -> None:
         raise SystemExit(2) from None
     place = train(run, device)
     if first:
+        print(summary(Path(run.run)), file=sys.stderr)
         print(place)
 
 
