@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.media import Part
-from app.output import check_writable
+from mm_rwkv7.command import check_writable
 
 if TYPE_CHECKING:
     from mm_rwkv7.pipeline import Pipeline

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from app.options import AsJson, Debug
-from app.output import check_writable, print_json
+from app.output import print_json
+from mm_rwkv7.command import check_writable
 
 
 class Format(StrEnum):
@@ -60,8 +61,7 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Write a checkpoint in another format, bit for bit."""
-    place = out.resolve().parent
-    check_writable(next(folder for folder in (place, *place.parents) if folder.exists()))
+    check_writable(out.resolve().parent)
     from mm_rwkv7.interop.convert import convert as write
     from mm_rwkv7.weights import locate
 

@@ -1,10 +1,8 @@
-"""What commands write: results to stdout, errors to stderr, and whether files can be written."""
+"""What commands write: results to stdout, errors to stderr."""
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,14 +27,6 @@ def print_json(value: Any) -> None:
 def print_error(message: str) -> None:
     """One line, whatever the message has."""
     print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
-
-
-def check_writable(folder: Path) -> None:
-    """A ValueError unless files can be made in a folder; it costs nothing, so ask before a model is loaded."""
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def print_tags(tags: Sequence[tuple[str, float]], name: str | None) -> None:

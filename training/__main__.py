@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mm_rwkv7.command import Parser, run_command
+from mm_rwkv7.command import Parser, check_writable, run_command
 
 PATIENCE = 10.0  # seconds
 
@@ -37,6 +37,8 @@ def _train(options: Namespace) -> None:
     from training.config import RunConfig, describe, load_any
 
     run = load_any(options.recipe, [*options.set, *([f"data={options.data}"] if options.data else [])])
+    if not options.dry_run:
+        check_writable(Path(run.run))
     if not isinstance(run, RunConfig):
         from training.state_tracking import run_study
 
