@@ -227,6 +227,8 @@ def embed(
     debug: Debug = False,
 ) -> None:
     """Turn texts into vectors, one line each."""
+    if not all(texts):
+        raise ValueError("a text is empty, expected some words")
     pipeline = _pipeline(model, device, dtype)
     for text in texts:
         vector = pipeline.embed(text).tolist()

@@ -77,6 +77,8 @@ def serve(
 
     if mcp and find_spec("mcp") is None:
         raise ValueError("--mcp needs more packages: pip install 'mm-rwkv7[serve,mcp]'")
+    if mcp and len(model or ()) > 1:
+        raise ValueError(f"--mcp offers the tools of one model, got {', '.join(model or ())}")
     hosts = allowed_hosts(host, allow_host or ())
     config = ServerConfig(api_key, page_password or api_key, tuple(fetch_from or ()), hosts=hosts, tools=mcp)
     check_exposed(host, api_key, insecure)
@@ -85,8 +87,6 @@ def serve(
         check_folder(states)
     if replicas is None:
         models = _models(model, device, dtype, models_open, slots=slots, folder=states)
-        if mcp and len(models.names) > 1:
-            raise ValueError(f"--mcp offers the tools of one model, got {', '.join(models.names)}")
         from app.server import serve as run
 
         run(models, host, port, config)

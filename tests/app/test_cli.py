@@ -160,6 +160,9 @@ def test_a_bad_file_is_one_line_before_a_model_is_loaded(tmp_path: Path, run: Ru
         (["ask", "--batch", "SCENE", "--out", "nowhere/x.jsonl"], "nowhere: there is no such folder"),
         (["ask", "--batch", "SCENE", "--out", "/proc/x.jsonl"], "cannot write to /proc"),
         (["ask", "--batch", "SCENE", "--out", "x.jsonl", "What?"], "brings its own questions"),
+        (["ask", "--document", "nowhere.txt", "What?"], "nowhere.txt cannot be read"),
+        (["chat", "--document", "."], ". cannot be read: Is a directory"),
+        (["embed", "red", ""], "a text is empty"),
         (["caption"], "IMAGE"),
         (["tag", "nowhere.wav"], "nowhere.wav: there is no such file"),
         (["tag", "."], "is a folder"),
@@ -450,7 +453,18 @@ def test_the_known_towers_are_listed(run: Run) -> None:
     assert [line.split() for line in table] == [[str(value) for value in row.values()] for row in rows]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["ask", ""], ["ask", "nowhere.png", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["ask", "--help"],
+        ["ask", ""],
+        ["ask", "nowhere.png", "x"],
+        ["ask", "--document", "nowhere.txt", "x"],
+        ["embed", ""],
+        ["convert", "nano", "/proc/x"],
+    ],
+)
 def test_an_answer_that_needs_no_model_loads_no_library(arguments: list[str]) -> None:
     code = (
         "import sys; from app.cli import main; main(sys.argv[1:]);"
