@@ -20,8 +20,9 @@ class Format(StrEnum):
 
 
 def encoders(as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the encoders that are known by name: tokens for a picture or a window of sound, their width, and the
-    weights' licence."""
+    """List the encoders that are known by name.
+
+    Tokens are those for a picture or a window of sound; the licence is that of the weights."""
     from encoders.catalogue import CATALOGUE, SOUNDS
 
     columns = ("name", "library", "width", "tokens", "licence")

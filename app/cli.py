@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _commands()(arguments, prog_name="mm-rwkv7", standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:
-        return _fail(f"{error.format_message()} (mm-rwkv7 --help says more)", 2)
+        context = getattr(error, "ctx", None)
+        command = "mm-rwkv7" if context is None else context.command_path
+        return _fail(f"{error.format_message()} ({command} --help says more)", 2)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:
@@ -73,6 +75,7 @@ def _commands() -> typer.Typer:
     cli = typer.Typer(
         name="mm-rwkv7",
         help="RWKV-7 as a multimodal model: asks it about pictures and sounds, trains it, measures it.",
+        context_settings={"help_option_names": ["-h", "--help"]},
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -124,7 +127,7 @@ def ask(
 
 
 def caption(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Pictures.")],
     model: Model = "nano",
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
@@ -155,7 +158,7 @@ def caption(
 
 
 def tag(
-    sounds: Annotated[list[str], typer.Argument(metavar="AUDIO...", help="Sounds.")],
+    sounds: Annotated[list[str], typer.Argument(metavar="AUDIO", help="Sounds.")],
     top: Annotated[int, typer.Option(min=1, help="How many labels for each.")] = 10,
     model: Model = "nano",
     device: OnDevice = Device.AUTO,
@@ -183,7 +186,7 @@ def tag(
 
 def chat(
     media: Annotated[
-        list[str] | None, typer.Argument(metavar="[MEDIA]...", help="Pictures and sounds to talk about.")
+        list[str] | None, typer.Argument(metavar="MEDIA", help="Pictures and sounds to talk about.")
     ] = None,
     document: Document = None,
     model: Model = "nano",
@@ -196,7 +199,7 @@ def chat(
     top_k: TopK = 0,
     debug: Debug = False,
 ) -> None:
-    """Talk with the model; an empty line or the end of the input ends it."""
+    """Talk with the model; an empty line ends it."""
     from app.media import read_medium, user_message
 
     parts = [read_medium(path) for path in media or []]
@@ -219,7 +222,7 @@ def chat(
 
 
 def embed(
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts, one vector for each.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts, one vector for each.")],
     model: Model = "nano",
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
@@ -239,7 +242,7 @@ def embed(
 
 
 def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
-    """Say what this machine offers and which path the model takes on it."""
+    """Say what this machine offers, and the way a model takes."""
     from app.doctor import examine
 
     diagnosis = examine()

@@ -11,6 +11,7 @@ from pathlib import Path
 from mm_rwkv7.command import Parser, check_writable, run_command
 
 PATIENCE = 10.0  # seconds
+PREPARE = "`python -m training prepare IN OUT` writes shards of your own data; with --help it says more."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from training.data.prepare import main as prepare
 
         return prepare(given[1:])
-    parser = Parser(prog="python -m training", description="Train a model by a recipe.")
+    parser = Parser(prog="python -m training", description="Train a model by a recipe.", epilog=PREPARE)
     parser.add_argument("recipe", help="a name in training/recipes/, or a YAML file")
     parser.add_argument("--data", help="folder of the data (see docs/training.md)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")

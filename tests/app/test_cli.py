@@ -167,6 +167,7 @@ def test_a_bad_file_is_one_line_before_a_model_is_loaded(tmp_path: Path, run: Ru
         (["tag", "nowhere.wav"], "nowhere.wav: there is no such file"),
         (["tag", "."], "is a folder"),
         (["tag", "nowhere.wav", "--top", "0"], "--top"),
+        (["caption"], "(mm-rwkv7 caption --help says more)"),
         (["sing"], "No such command"),
         ([], "Missing command"),
     ],
@@ -176,6 +177,20 @@ def test_bad_usage_is_one_line(run: Run, scene: Path, arguments: list[str], said
     assert (code, out, len(err)) == (2, [], 1), err
     assert err[0].startswith("error: ")
     assert said in err[0]
+
+
+@pytest.mark.parametrize("command", [[], ["ask"], ["serve"], ["train"], ["eval"]])
+def test_help_has_a_short_name(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    told = []
+    for name in ("-h", "--help"):
+        try:
+            code = main([*command, name])
+        except SystemExit as end:  # argparse, of `train` and `eval`
+            code = end.code
+        assert not code
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    assert "--help" in told[0]
 
 
 def test_a_missing_model_is_bad_input(run: Run, scene: Path) -> None:
