@@ -49,7 +49,7 @@ def check_batch(source: Path | None, target: Path | None) -> tuple[Path, Path]:
     if source is None or target is None:
         raise ValueError("--batch IN.jsonl and --out OUT.jsonl go together")
     if not source.is_file():
-        raise ValueError(f"{source}: there is no such file")
+        raise ValueError(f"{source} is a folder" if source.is_dir() else f"{source}: there is no such file")
     if target.resolve() == source.resolve():
         raise ValueError(f"{target} is the file of questions, expected another one for the answers")
     if not target.parent.is_dir():

@@ -156,6 +156,7 @@ def test_a_bad_file_is_one_line_before_a_model_is_loaded(tmp_path: Path, run: Ru
         (["ask", "SCENE", "What?", "--dtype", "int3"], "'int3'"),
         (["ask", "What?", "--colour"], "No such option"),
         (["ask", "--batch", "nowhere.jsonl", "--out", "x.jsonl"], "nowhere.jsonl: there is no such file"),
+        (["ask", "--batch", ".", "--out", "x.jsonl"], ". is a folder"),
         (["ask", "--batch", "nowhere.jsonl"], "go together"),
         (["ask", "--batch", "SCENE", "--out", "nowhere/x.jsonl"], "nowhere: there is no such folder"),
         (["ask", "--batch", "SCENE", "--out", "/proc/x.jsonl"], "cannot write to /proc"),
