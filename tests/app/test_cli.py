@@ -184,6 +184,7 @@ def test_bad_usage_is_one_line(run: Run, scene: Path, arguments: list[str], said
 def test_help_has_a_short_name(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     told = []
     for name in ("-h", "--help"):
+        code: object
         try:
             code = main([*command, name])
         except SystemExit as end:  # argparse, of `train` and `eval`
