@@ -1,11 +1,14 @@
 """`mm-rwkv7 ask --batch`: a question a line in, an answer a line out."""
 
 import json
+import os
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.media import Part
+from mm_rwkv7.command import check_writable
 
 if TYPE_CHECKING:
     from mm_rwkv7.pipeline import Pipeline
@@ -17,9 +20,10 @@ def answer_file(pipeline: "Pipeline", source: Path, target: Path, sampling: "Sam
     """Answer the lines of `source` into `target`, in order, and return how many have an "error".
 
     A line is `{"question", "image" or "images", "audio"}`, where audio is a path or a list of paths. Paths are relative
-    to the file's folder, pictures come before sounds, and the line's own fields are kept. Lines are written as they
-    come to `<target>.partial`, which becomes `target` at the end; after an interruption it holds what was answered
-    until then.
+    to the file's folder, pictures come before sounds, and the line's own fields are kept. One of these that is nearly
+    named as what the line lacks, or that names a file where the line has none, is an error: nobody wants an answer
+    without the picture. Lines are written as they come to `<target>.partial`, which becomes `target` at the end; after
+    an interruption it holds what was answered until then.
     """
     from tqdm import tqdm
 
@@ -45,16 +49,19 @@ def check_batch(source: Path | None, target: Path | None) -> tuple[Path, Path]:
     if source is None or target is None:
         raise ValueError("--batch IN.jsonl and --out OUT.jsonl go together")
     if not source.is_file():
-        raise ValueError(f"{source}: there is no such file")
+        raise ValueError(f"{source} is a folder" if source.is_dir() else f"{source}: there is no such file")
     if target.resolve() == source.resolve():
         raise ValueError(f"{target} is the file of questions, expected another one for the answers")
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent}: there is no such folder to write to")
     if target.is_dir():
         raise ValueError(f"{target} is a folder, expected a file to write")
+    check_writable(target.parent)
     return source, target
 
 
+_KNOWN = ("question", "image", "images", "audio")
+_ALIKE = 0.7  # of 1: "imgae" and "img" are image, "id" and "label" are nothing
 _EXPECTED = {"image": "a path", "images": "a list of paths", "audio": "a path or a list of paths"}
 
 
@@ -70,11 +77,23 @@ class Answerer:
         fields: dict[str, Any] = {}
         try:
             fields = _fields(line, number)
+            self._check_names(fields)
             question, media = _question(fields), self._media(fields)
             answer = self.pipeline.ask(question, sampling=self.sampling, state=self._after(media))
         except (ValueError, FloatingPointError) as error:
             return {**fields, "error": str(error)}
         return {**fields, "answer": answer.text}
+
+    def _check_names(self, fields: dict[str, Any]) -> None:
+        given = {name for name in _KNOWN if fields.get(name) is not None}
+        for name, value in fields.items():
+            if name in _KNOWN:
+                continue
+            meant = get_close_matches(name.lower(), _KNOWN, n=1, cutoff=_ALIKE)
+            is_file = isinstance(value, str) and os.path.isfile(self.folder / value)
+            if set(meant) - given or (is_file and given == {"question"}):
+                guess = f", did you mean {meant[0]!r}?" if meant else ""
+                raise ValueError(f"{name!r} is not read{guess} (known: {', '.join(_KNOWN)})")
 
     def _media(self, fields: dict[str, Any]) -> list[Part]:
         if fields.get("image") is not None and fields.get("images") is not None:

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,19 @@ import typer
 
 from app.options import AsJson, Debug
 from app.output import print_json
+from mm_rwkv7.command import check_writable
+
+
+class Format(StrEnum):
+    NATIVE = "native"
+    HF = "hf"
+    BLINKDL = "blinkdl"
 
 
 def encoders(as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the encoders that are known by name: tokens for a picture or a window of sound, their width, and the
-    weights' licence."""
+    """List the encoders that are known by name.
+
+    Tokens are those for a picture or a window of sound; the licence is that of the weights."""
     from encoders.catalogue import CATALOGUE, SOUNDS
 
     columns = ("name", "library", "width", "tokens", "licence")
@@ -46,13 +55,14 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help="A checkpoint's file or folder, nano, or hf:...")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; a .pth file for blinkdl.")],
     to: Annotated[
-        str, typer.Option(metavar="FORMAT", help="native, hf (transformers) or blinkdl (LM alone).")
-    ] = "native",
+        Format, typer.Option(metavar="FORMAT", help="native, hf (transformers) or blinkdl (LM alone).")
+    ] = Format.NATIVE,
     warm_start: Annotated[bool, typer.Option("--warm-start", help="Begin an RWKV-7 from an RWKV-6.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Write a checkpoint in another format, bit for bit."""
+    check_writable(out.resolve().parent)
     from mm_rwkv7.interop.convert import convert as write
     from mm_rwkv7.weights import locate
 

@@ -7,16 +7,17 @@ a model is loaded. Exit codes: 0 done, 1 failed, 2 bad input or usage, 130 inter
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.asking import ask_batch, ask_once, hint_at_media, state_after, text_of
 from app.checkpoints import convert, encoders, inspect
+from app.each import answer_each
 from app.options import (
     AsJson,
     Debug,
@@ -26,24 +27,19 @@ from app.options import (
     InType,
     MaxNewTokens,
     Model,
-    ModelNames,
-    ModelsOpen,
     OnDevice,
     Seed,
     Temperature,
     TopK,
     TopP,
 )
-from app.output import print_json, print_stream, print_tags
+from app.output import print_error, print_json, print_stream, print_tags
+from app.serve_commands import app, serve
 
 if TYPE_CHECKING:
-    from app.api.config import ServerConfig
-    from app.models import Models
-    from mm_rwkv7.pipeline import Answer, Pipeline
+    from mm_rwkv7.listening import Listener
+    from mm_rwkv7.pipeline import Pipeline
     from mm_rwkv7.sampling import Sampling
-    from mm_rwkv7.state import State
-
-    Ready = Callable[[], tuple[Pipeline, Sampling]]
 
 INTERRUPTED = 130
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -56,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _commands()(arguments, prog_name="mm-rwkv7", standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:
-        return _fail(f"{error.format_message()} (mm-rwkv7 --help says more)", 2)
+        context = getattr(error, "ctx", None)
+        command = "mm-rwkv7" if context is None else context.command_path
+        return _fail(f"{error.format_message()} ({command} --help says more)", 2)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:
@@ -77,6 +75,7 @@ def _commands() -> typer.Typer:
     cli = typer.Typer(
         name="mm-rwkv7",
         help="RWKV-7 as a multimodal model: asks it about pictures and sounds, trains it, measures it.",
+        context_settings={"help_option_names": ["-h", "--help"]},
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -90,7 +89,7 @@ def _commands() -> typer.Typer:
 
 
 def _fail(message: str, code: int) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print_error(message)
     return code
 
 
@@ -119,16 +118,16 @@ def ask(
         return _pipeline(model, device, dtype), sampling
 
     if batch is None and out is None:
-        return _ask_once(inputs or [], document, as_json, ready)
+        return ask_once(inputs or [], document, as_json, ready)
     if document is not None:
         raise ValueError(f"a batch has no document, got {document}")
     if inputs and batch is not None:
         raise ValueError(f"a batch brings its own questions, got {inputs[-1]!r} beside it")
-    return _ask_batch(batch, out, ready)
+    return ask_batch(batch, out, ready)
 
 
 def caption(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Pictures.")],
     model: Model = "nano",
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
@@ -139,50 +138,55 @@ def caption(
     top_k: TopK = 0,
     as_json: AsJson = False,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Describe pictures, one line each."""
     from app.media import read_picture
 
-    for image in images:
-        read_picture(image)
-    sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
-    pipeline = _pipeline(model, device, dtype)
-    for image in images:
+    def ready() -> "tuple[Pipeline, Sampling]":
+        sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
+        return _pipeline(model, device, dtype), sampling
+
+    def describe(opened: "tuple[Pipeline, Sampling]", image: str) -> None:
+        pipeline, sampling = opened
         text = pipeline.caption(image, sampling)
         if as_json:
             print_json({"image": image, "caption": text})
         else:
             print(text if len(images) == 1 else f"{image}: {text}", flush=True)
 
+    return answer_each(images, read_picture, ready, describe)
+
 
 def tag(
-    sounds: Annotated[list[str], typer.Argument(metavar="AUDIO...", help="Sounds.")],
+    sounds: Annotated[list[str], typer.Argument(metavar="AUDIO", help="Sounds.")],
     top: Annotated[int, typer.Option(min=1, help="How many labels for each.")] = 10,
     model: Model = "nano",
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
     as_json: AsJson = False,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Name what is heard in sounds, the likeliest first."""
     from mm_rwkv7.sounds import check_sound
 
-    for sound in sounds:
-        check_sound(sound)
-    from mm_rwkv7.listening import open_listener
+    def open_model() -> "Listener | Pipeline":
+        from mm_rwkv7.listening import open_listener
 
-    listener = open_listener(model, device, dtype)
-    for sound in sounds:
+        return open_listener(model, device, dtype)
+
+    def name(listener: "Listener | Pipeline", sound: str) -> None:
         tags = listener.tag(sound, top)
         if as_json:
             print_json({"audio": sound, "tags": [{"label": label, "score": score} for label, score in tags]})
         else:
             print_tags(tags, None if len(sounds) == 1 else sound)
 
+    return answer_each(sounds, check_sound, open_model, name)
+
 
 def chat(
     media: Annotated[
-        list[str] | None, typer.Argument(metavar="[MEDIA]...", help="Pictures and sounds to talk about.")
+        list[str] | None, typer.Argument(metavar="MEDIA", help="Pictures and sounds to talk about.")
     ] = None,
     document: Document = None,
     model: Model = "nano",
@@ -195,14 +199,16 @@ def chat(
     top_k: TopK = 0,
     debug: Debug = False,
 ) -> None:
-    """Talk with the model; an empty line or the end of the input ends it."""
+    """Talk with the model; an empty line ends it."""
     from app.media import read_medium, user_message
 
     parts = [read_medium(path) for path in media or []]
-    text = _text(document)
+    text = text_of(document)
     sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
     pipeline = _pipeline(model, device, dtype)
-    state = _after(pipeline, text)
+    if not parts:
+        hint_at_media(pipeline)
+    state = state_after(pipeline, text)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
@@ -216,7 +222,7 @@ def chat(
 
 
 def embed(
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts, one vector for each.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts, one vector for each.")],
     model: Model = "nano",
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
@@ -224,6 +230,8 @@ def embed(
     debug: Debug = False,
 ) -> None:
     """Turn texts into vectors, one line each."""
+    if not all(texts):
+        raise ValueError("a text is empty, expected some words")
     pipeline = _pipeline(model, device, dtype)
     for text in texts:
         vector = pipeline.embed(text).tolist()
@@ -233,115 +241,8 @@ def embed(
             print(*(f"{value:.6g}" for value in vector), flush=True)
 
 
-def app(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
-    model: ModelNames = None,
-    models_open: ModelsOpen = None,
-    device: OnDevice = Device.AUTO,
-    dtype: InType = DType.AUTO,
-    debug: Debug = False,
-) -> None:
-    """Serve the web page."""
-    from app.serving import check_address
-
-    check_address(host, port)
-    models = _models(model, device, dtype, models_open)
-    from app.serving import serve
-
-    serve(models, host, port)
-
-
-def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    model: ModelNames = None,
-    models_open: ModelsOpen = None,
-    device: OnDevice = Device.AUTO,
-    dtype: InType = DType.AUTO,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="MM_RWKV7_API_KEY", help="What clients must send as their bearer token.")
-    ] = None,
-    page_password: Annotated[
-        str | None,
-        typer.Option(
-            envvar="MM_RWKV7_PAGE_PASSWORD", help="For the page, whose user is mm-rwkv7; the API key if not given."
-        ),
-    ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines in without a key.")] = False,
-    fetch_from: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ORIGIN", help="Fetch pictures from there, such as https://example.com; repeatable."),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Another name that clients may call this server by; repeatable."),
-    ] = None,
-    mcp: Annotated[bool, typer.Option("--mcp", help="Offer tools to other models, at /tools/gradio_api/mcp/.")] = False,
-    slots: Annotated[int, typer.Option(min=1, help="Requests worked on at once.")] = 32,
-    states: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Keep states there as well, for the next process and for others beside it."),
-    ] = None,
-    replicas: Annotated[
-        int | None,
-        typer.Option(min=1, help="Run so many engines under Ray Serve, with --states DIR between them; no page."),
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Serve OpenAI's interface under /v1, and the web page."""
-    if find_spec("prometheus_client") is None:
-        raise ValueError("serving needs more packages: pip install 'mm-rwkv7[serve]'")
-    from app.api.config import ServerConfig
-    from app.api.hosts import allowed_hosts
-    from app.server import check_exposed, check_folder
-    from app.serving import check_address
-
-    if mcp and find_spec("mcp") is None:
-        raise ValueError("--mcp needs more packages: pip install 'mm-rwkv7[serve,mcp]'")
-    hosts = allowed_hosts(host, allow_host or ())
-    config = ServerConfig(api_key, page_password or api_key, tuple(fetch_from or ()), hosts=hosts, tools=mcp)
-    check_exposed(host, api_key, insecure)
-    check_address(host, port)
-    if states is not None:
-        check_folder(states)
-    if replicas is None:
-        models = _models(model, device, dtype, models_open, slots=slots, folder=states)
-        if mcp and len(models.names) > 1:
-            raise ValueError(f"--mcp offers the tools of one model, got {', '.join(models.names)}")
-        from app.server import serve as run
-
-        run(models, host, port, config)
-    else:
-        _serve_replicas(replicas, model or ["nano"], device, dtype, host, port, config, slots, states)
-
-
-def _serve_replicas(
-    count: int,
-    models: list[str],
-    device: str,
-    dtype: str,
-    host: str,
-    port: int,
-    config: "ServerConfig",
-    slots: int,
-    states: Path | None,
-) -> None:
-    if len(models) > 1:
-        raise ValueError(f"replicas are all of one model, got {', '.join(models)}")
-    if find_spec("ray") is None:
-        raise ValueError("replicas need Ray Serve: pip install 'mm-rwkv7[serve,ray]'")
-    if states is None:
-        raise ValueError("replicas hand states over by a folder that all of them see: give --states DIR")
-    from app.engine import EngineConfig
-    from app.replicas import Opened
-    from app.replicas import serve as run
-
-    run(Opened(models[0], device, dtype), count, host, port, config, EngineConfig(slots, folder=states.resolve()))
-
-
 def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
-    """Say what this machine offers and which path the model takes on it."""
+    """Say what this machine offers, and the way a model takes."""
     from app.doctor import examine
 
     diagnosis = examine()
@@ -377,77 +278,10 @@ def _pipeline(model: str, device: str, dtype: str) -> "Pipeline":
     return Pipeline.from_pretrained(model, device, dtype)
 
 
-def _models(sources: list[str] | None, device: str, dtype: str, at_once: int | None, **config: Any) -> "Models":
-    """Nothing is opened yet; the files that are there already are looked for."""
-    from app.engine import Engine, EngineConfig
-    from app.models import Models
-    from mm_rwkv7.weights import locate
-
-    sources = sources or ["nano"]
-    for source in sources:
-        locate(source)
-
-    def open_engine(source: str) -> Engine:
-        return Engine(_pipeline(source, device, dtype), EngineConfig(**config))
-
-    return Models(sources, open_engine, at_once or len(sources))
-
-
 def _sampling(max_new_tokens: int | None, temperature: float, top_p: float, top_k: int, seed: int | None) -> "Sampling":
     from mm_rwkv7.sampling import Sampling
 
     return Sampling(max_new_tokens, temperature, top_p, top_k, seed=seed)
-
-
-def _text(document: Path | None) -> str | None:
-    if document is None:
-        return None
-    from app.document import load_document
-
-    return load_document(document)
-
-
-def _after(pipeline: "Pipeline", text: str | None) -> "State | None":
-    if text is None:
-        return None
-    from app.document import read_with_bar
-
-    return read_with_bar(pipeline, text)
-
-
-def _ask_once(inputs: list[str], document: Path | None, as_json: bool, ready: "Ready") -> int:
-    from app.media import question_and_media, user_message
-
-    question, media = question_and_media(inputs)
-    text = _text(document)
-    pipeline, sampling = ready()
-    stream = pipeline.stream(user_message(question, media), sampling, _after(pipeline, text))
-    if as_json:
-        print_json(_described(stream.answer, pipeline.name))
-    else:
-        print_stream(stream)
-    return 0
-
-
-def _ask_batch(source: Path | None, target: Path | None, ready: "Ready") -> int:
-    from app.batch import answer_file, check_batch
-
-    source, target = check_batch(source, target)
-    pipeline, sampling = ready()
-    failed = answer_file(pipeline, source, target, sampling)
-    if failed:
-        print(f'{failed} failed; the "error" of a line in {target} says why', file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _described(answer: "Answer", model: str) -> dict[str, Any]:
-    return {
-        "answer": answer.text,
-        "finish_reason": answer.finish_reason,
-        "usage": asdict(answer.usage),
-        "timings": asdict(answer.timings),
-        "model": model,
-    }
 
 
 if __name__ == "__main__":

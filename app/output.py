@@ -1,4 +1,4 @@
-"""What commands write to stdout."""
+"""What commands write: results to stdout, errors to stderr."""
 
 import json
 import sys
@@ -22,6 +22,11 @@ def print_stream(stream: "Stream") -> None:
 def print_json(value: Any) -> None:
     """One line of JSON."""
     print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def print_error(message: str) -> None:
+    """One line, whatever the message has."""
+    print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
 
 
 def print_tags(tags: Sequence[tuple[str, float]], name: str | None) -> None:

@@ -13,13 +13,15 @@ from eval.merge import merge
 from eval.run import Settings, prepare, run
 from eval.score import score
 from eval.task import Mode, Task
-from mm_rwkv7.command import Parser, run_command
+from mm_rwkv7.command import Parser, check_writable, run_command
 
 if TYPE_CHECKING:
     from mm_rwkv7.listening import Listener
     from mm_rwkv7.pipeline import Pipeline
 
 INTERRUPTED = 130
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 COMMANDS = {
     "all": "run, score and report (what is done when no command is named)",
     "run": "ask the model and write its predictions down; again: go on where it ended",
@@ -32,7 +34,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code (2: bad usage or bad input, 1: the machine refused something)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments and arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help"):
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["all", *arguments]
     try:
         return run_command(_parser(), arguments, _act)
@@ -73,8 +75,8 @@ def _add_model(command: ArgumentParser) -> None:
     command.add_argument("--limit", type=int, metavar="N", help="ask N questions only, drawn by --seed")
     command.add_argument("--seed", type=int, default=0, help="of --limit, and of --temperature (default 0)")
     command.add_argument("--model", default="nano", help="as everywhere: nano, a file, a folder, hf:owner/repo")
-    command.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    command.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16 or int8")
+    command.add_argument("--device", default="auto", choices=DEVICES, help="auto takes a GPU if there is one")
+    command.add_argument("--dtype", default="auto", choices=DTYPES, help="auto is bf16 on a GPU, else fp32")
     command.add_argument("--batch", type=int, default=Settings.batch, help="questions answered at once (default 64)")
     command.add_argument("--shard", metavar="I/N", help="answer the I-th of N parts, from 0 (torchrun's ranks do so)")
     command.add_argument("--max-new-tokens", type=int, help="instead of the task's own bound")
@@ -86,8 +88,12 @@ def _add_model(command: ArgumentParser) -> None:
 def _act(options: Namespace) -> None:
     names = list(dict.fromkeys(options.tasks.split(",")))
     tasks = [open_task(name) for name in names]
+    check_writable(options.out)
     if options.command in ("all", "run"):
         settings = _settings(options)
+        other = getattr(options, "compare", None)
+        if other is not None and not any((other / name).is_dir() for name in names):
+            raise ValueError(f"--compare {other}: there is no {' and no '.join(str(other / name) for name in names)}")
         _run(tasks, options, settings)
         if settings.shard is not None:
             return  # the other parts are not here yet
@@ -128,6 +134,11 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 
 
 def _run(tasks: Sequence[Task], options: Namespace, settings: Settings) -> None:
+    from mm_rwkv7.hub import PREFIX
+    from mm_rwkv7.weights import locate
+
+    if not options.model.startswith(PREFIX):  # a download can wait until the task's files are found whole
+        locate(options.model)
     prepared = [prepare(task, options.data, options.out, settings) for task in tasks]
     model = _open_model(options, [task.mode for task in tasks])
     for one in prepared:

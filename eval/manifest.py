@@ -23,6 +23,8 @@ NAME = "manifest.json"
 SEVERAL = "manifest*.json"  # runs that share the work write one each
 FORMAT = "mm-rwkv7-eval/1"
 RECORDED_ONLY = ("versions", "model.name")  # may differ between runs that make one file
+FOLLOWING = ("samples", "questions", "partial")  # from the other settings and from the task's files
+LONGEST = 40  # characters of a value that is shown whole
 
 
 def planned(
@@ -91,8 +93,21 @@ def check(folder: Path, fields: Mapping[str, Any]) -> None:
             name for name, value in here.items() if not name.startswith(RECORDED_ONLY) and there.get(name) != value
         ]
         if differing:
-            shown = "; ".join(f"{name} {there.get(name)!r:.40}, now {here[name]!r:.40}" for name in differing[:4])
-            raise ValueError(f"{path} is of another run ({shown}); take another --out, or delete {folder}")
+            causes = [name for name in differing if name not in FOLLOWING]
+            shown = (f"{name} {_shown(there.get(name))}, now {_shown(here[name])}" for name in causes or differing)
+            why = "" if causes else " (the task's files have changed)"
+            raise ValueError(
+                f"{path} is of another run: {'; '.join(shown)}{why}; to go on with that one, ask as it did; "
+                f"for a new one, take another --out or delete {folder}"
+            )
+
+
+def _shown(value: object) -> str:
+    """A value in an error; of a long one, such as a hash, the beginning."""
+    if value is None:
+        return "none"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return repr(f"{text[:12]}...") if len(text) > LONGEST else repr(value)
 
 
 def agree(path: Path, fields: Mapping[str, Any]) -> None:

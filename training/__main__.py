@@ -6,10 +6,12 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
-from mm_rwkv7.command import Parser, run_command
+from mm_rwkv7.command import Parser, check_writable, run_command
 
 PATIENCE = 10.0  # seconds
+PREPARE = "`python -m training prepare IN OUT` writes shards of your own data; with --help it says more."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from training.data.prepare import main as prepare
 
         return prepare(given[1:])
-    parser = Parser(prog="python -m training", description="Train a model by a recipe.")
+    parser = Parser(prog="python -m training", description="Train a model by a recipe.", epilog=PREPARE)
     parser.add_argument("recipe", help="a name in training/recipes/, or a YAML file")
     parser.add_argument("--data", help="folder of the data (see docs/training.md)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
@@ -36,6 +38,8 @@ def _train(options: Namespace) -> None:
     from training.config import RunConfig, describe, load_any
 
     run = load_any(options.recipe, [*options.set, *([f"data={options.data}"] if options.data else [])])
+    if not options.dry_run:
+        check_writable(Path(run.run))
     if not isinstance(run, RunConfig):
         from training.state_tracking import run_study
 
@@ -52,6 +56,7 @@ def _train(options: Namespace) -> None:
             if plan.wrong:
                 raise ValueError(f"this run would not begin: {'; '.join(plan.wrong)}")
         return
+    from training.logs import summary
     from training.run import check_processes, train
 
     try:
@@ -63,6 +68,7 @@ def _train(options: Namespace) -> None:
         raise SystemExit(2) from None
     place = train(run, device)
     if first:
+        print(summary(Path(run.run)), file=sys.stderr)
         print(place)
 
 

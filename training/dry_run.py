@@ -35,7 +35,9 @@ def dry_run(run: RunConfig, device: torch.device, processes: int) -> Plan:
     """What the run would be on so many processes. No weights are read; of the data, a little of every source."""
     half = autocast_wanted(run.precision, device)
     wrong: list[str] = []
-    lines = [f"{'bf16' if half else 'fp32'} products on {device.type}, {processes} processes"]
+    lines = [
+        f"{'bf16' if half else 'fp32'} products on {device.type}, {processes} process{'' if processes == 1 else 'es'}"
+    ]
     sources: dict[str, AnySource] = {}
     told: dict[str, Told] = {}
     config: MMConfig | None = None
@@ -90,6 +92,14 @@ def _lines(config: StageConfig, stage: Stage, run: RunConfig, half: bool, proces
     each = (f"{name} {sum(p.numel() for p in group):,}" for name, group in groups.items())
     lines.append(f"  in groups: {', '.join(each)}")
     memory = memory_estimate(stage, config, run.engine, half, processes)
-    each = (f"{name} {size / 1e9:.2f}" for name, size in memory.items())
-    lines.append(f"  memory of each process in GB, towers' work on top: {', '.join(each)}")
+    each = (f"{name} {_size(number)}" for name, number in memory.items() if number)
+    lines.append(f"  memory of each process, towers' work on top: {', '.join(each)}")
     return lines
+
+
+def _size(number: int) -> str:
+    """Bytes, in the unit that leaves some digits."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{number} B"

@@ -80,6 +80,18 @@ def cut_log(path: Path, step: int) -> None:
     draft.replace(path)
 
 
+def summary(folder: Path) -> str:
+    """What a run came to, in one line: its steps, and every stage's loss at the first and the last of them."""
+    steps, losses = 0, dict[str, list[float]]()
+    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        steps = record["step"]
+        if record["loss"] is not None:  # it is None for a step that was skipped because of it
+            losses.setdefault(record["stage"], []).append(record["loss"])
+    told = (f"{name} {found[0]:.3f} -> {found[-1]:.3f}" for name, found in losses.items())
+    return f"{steps} steps; loss: {', '.join(told)}; see {folder / 'loss.png'}"
+
+
 def peak_memory(device: torch.device) -> float:
     """The most memory used so far, in MB: of the GPU by tensors, or of the process."""
     return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_peak()) / 1e6

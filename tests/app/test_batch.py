@@ -41,12 +41,14 @@ def test_lines_keep_their_order_and_fields(pipeline: Pipeline, folder: Path) -> 
         {"question": "What is it?", "image": "red.png", "id": 7, "label": "röd"},
         {"question": "And now?", "images": ["red.png", "blue.png"]},
         {"question": "Hello?", "image": None, "answer": "an old one"},
+        {"question": "Hello?", "question_id": 1, "image": "red.png", "image_id": 2, "source": "blue.png"},
+        {"question": "Hello?", "category": "red", "source": "none.png", "number": 1, "list": [], "object": {}},
     ]
     results = _answers(pipeline, folder, *lines)
     for line, result in zip(lines, results, strict=True):
         assert result == {**line, "answer": result["answer"]}
         assert "error" not in result
-        images = line.get("images") or ([line["image"]] if line["image"] else [])
+        images = line.get("images") or ([line["image"]] if line.get("image") else [])
         expected = pipeline.ask(line["question"], [folder / image for image in images])
         assert result["answer"] == expected.text
 
@@ -60,6 +62,17 @@ def test_lines_keep_their_order_and_fields(pipeline: Pipeline, folder: Path) -> 
         ("[]", "line 2 is not an object"),
         ({"image": "red.png"}, "question is None"),
         ({"question": "", "image": "red.png"}, "the question is empty"),
+        (
+            {"question": "What?", "imgae": "red.png"},
+            "'imgae' is not read, did you mean 'image'? (known: question, image,",
+        ),
+        ({"question": "What?", "Audio": ["dog.wav"], "id": 1}, "'Audio' is not read, did you mean 'audio'?"),
+        (
+            {"question": "What?", "image": "red.png", "imges": ["blue.png"]},
+            "'imges' is not read, did you mean 'images'?",
+        ),
+        ({"question": "What?", "picture": "red.png"}, "'picture' is not read (known: question, image, images, audio)"),
+        ({"qestion": "What?", "image": "red.png"}, "'qestion' is not read, did you mean 'question'?"),
         ({"question": "What?", "image": "nowhere.png"}, "nowhere.png: there is no such file"),
         ({"question": "What?", "image": "text.png"}, "is not a picture"),
         ({"question": "What?", "image": "red.png", "images": ["red.png"]}, "not both"),

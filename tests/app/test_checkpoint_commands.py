@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.checkpoints import Format
 from app.cli import main
 from mm_rwkv7 import checkpoint
+from mm_rwkv7.interop.convert import WRITERS
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.weights import BUNDLED
 
@@ -92,3 +94,17 @@ def test_a_bad_file_is_one_line_and_code_2(
     assert len(captured.err.splitlines()) == 1
     assert "RWKV-6" in captured.err
     assert "--warm-start" in captured.err
+
+
+def test_every_format_that_can_be_written_can_be_asked_for() -> None:
+    assert set(Format) == WRITERS.keys()
+
+
+@pytest.mark.parametrize("out", ["/proc/model", "file/model", "file/nowhere/model"])
+def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_read(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mm_rwkv7.weights.locate", None)  # nothing is opened
+    (tmp_path / "file").write_text("")
+    assert main(["convert", "nano", str(tmp_path / out)]) == 2
+    assert "error: cannot write to " in capsys.readouterr().err

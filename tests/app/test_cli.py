@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from io import BytesIO, StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from app.asking import hint_at_media
 from app.cli import main
 from app.media import question_and_media
 from mm_rwkv7 import checkpoint
@@ -154,13 +156,19 @@ def test_a_bad_file_is_one_line_before_a_model_is_loaded(tmp_path: Path, run: Ru
         (["ask", "SCENE", "What?", "--dtype", "int3"], "'int3'"),
         (["ask", "What?", "--colour"], "No such option"),
         (["ask", "--batch", "nowhere.jsonl", "--out", "x.jsonl"], "nowhere.jsonl: there is no such file"),
+        (["ask", "--batch", ".", "--out", "x.jsonl"], ". is a folder"),
         (["ask", "--batch", "nowhere.jsonl"], "go together"),
         (["ask", "--batch", "SCENE", "--out", "nowhere/x.jsonl"], "nowhere: there is no such folder"),
+        (["ask", "--batch", "SCENE", "--out", "/proc/x.jsonl"], "cannot write to /proc"),
         (["ask", "--batch", "SCENE", "--out", "x.jsonl", "What?"], "brings its own questions"),
+        (["ask", "--document", "nowhere.txt", "What?"], "nowhere.txt cannot be read"),
+        (["chat", "--document", "."], ". cannot be read: Is a directory"),
+        (["embed", "red", ""], "a text is empty"),
         (["caption"], "IMAGE"),
         (["tag", "nowhere.wav"], "nowhere.wav: there is no such file"),
         (["tag", "."], "is a folder"),
         (["tag", "nowhere.wav", "--top", "0"], "--top"),
+        (["caption"], "(mm-rwkv7 caption --help says more)"),
         (["sing"], "No such command"),
         ([], "Missing command"),
     ],
@@ -170,6 +178,21 @@ def test_bad_usage_is_one_line(run: Run, scene: Path, arguments: list[str], said
     assert (code, out, len(err)) == (2, [], 1), err
     assert err[0].startswith("error: ")
     assert said in err[0]
+
+
+@pytest.mark.parametrize("command", [[], ["ask"], ["serve"], ["train"], ["eval"]])
+def test_help_has_a_short_name(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    told = []
+    for name in ("-h", "--help"):
+        code: object
+        try:
+            code = main([*command, name])
+        except SystemExit as end:  # argparse, of `train` and `eval`
+            code = end.code
+        assert not code
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    assert "--help" in told[0]
 
 
 def test_a_missing_model_is_bad_input(run: Run, scene: Path) -> None:
@@ -230,6 +253,43 @@ def test_ask_takes_text_alone_and_bounds(run: Run, tiny_checkpoint: Path) -> Non
     assert answers[0]["usage"]["media_tokens"] == 0
 
 
+def test_a_question_about_nothing_is_answered_with_a_hint(
+    run: Run, scene: Path, sound: Path, listening_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--model", listening_checkpoint)
+    code, out, err = run("ask", "What is this?", *options)
+    assert (code, len(out)) == (0, 1)
+    assert err == [
+        f"hint: {listening_checkpoint} knows pictures and sounds only, and what it says without one means nothing; "
+        "a picture or a sound goes before the question"
+    ]
+    _, (line,), told = run("ask", "What is this?", "--json", *options)
+    assert (json.loads(line)["answer"], told) == (out[0].strip(), err)
+    for medium in (scene, sound):
+        assert run("ask", medium, "What is this?", *options)[2] == []
+    for media, expected in (([], [*err, "> > "]), ([scene], ["> > "])):
+        monkeypatch.setattr(sys, "stdin", StringIO("What is this?\n\n"))
+        assert run("chat", *media, *options)[2] == expected
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "tower", "sound", "said"),
+    [
+        ((0, 1), "a tower", None, "hint: nano knows pictures only, "),
+        ((0, 1), None, "an ear", "hint: nano knows sounds only, "),
+        ((0, 1), None, None, ""),
+        (None, "a tower", "an ear", ""),
+    ],
+)
+def test_the_hint_is_for_models_that_know_nothing_else(
+    vocabulary: object, tower: object, sound: object, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = SimpleNamespace(vocabulary=vocabulary, tower=tower, sound=sound)
+    pipeline: Any = SimpleNamespace(name="nano", model=SimpleNamespace(config=config))
+    hint_at_media(pipeline)
+    assert capsys.readouterr().err[: len(said) or None] == said
+
+
 def test_caption_is_a_line_for_each_picture(run: Run, scene: Path, tiny_checkpoint: Path) -> None:
     code, out, _ = run("caption", scene, scene, "--json", "--model", tiny_checkpoint)
     assert code == 0
@@ -238,6 +298,44 @@ def test_caption_is_a_line_for_each_picture(run: Run, scene: Path, tiny_checkpoi
     assert captions[0] == captions[1]
     assert captions[0]["image"] == str(scene)
     assert run("caption", scene, "--model", tiny_checkpoint)[1] == [captions[0]["caption"]]
+
+
+@pytest.mark.parametrize("command", ["caption", "tag"])
+def test_a_bad_file_among_others_is_told_and_the_others_are_answered(
+    run: Run, scene: Path, sound: Path, listening_checkpoint: Path, command: str
+) -> None:
+    good, other = (scene, sound) if command == "caption" else (sound, scene)
+    _, alone, _ = run(command, good, good, "--model", listening_checkpoint)
+    code, out, err = run(command, good, "nowhere.png", other, good, "--model", listening_checkpoint)
+    assert (code, out) == (1, alone)
+    assert [line.split(maxsplit=1)[0] for line in err] == ["error:"] * 2
+    assert "nowhere.png: there is no such file" in err[0]
+    assert str(other) in err[1]
+
+
+def test_a_file_that_the_model_fails_on_stops_no_other(
+    run: Run, scene: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.png"
+    Image.new("RGB", (8, 8)).save(broken)
+    caption = Pipeline.caption
+
+    def fails(self: Pipeline, image: str, *options: Any) -> str:
+        if image == str(broken):
+            raise FloatingPointError("the greatest logit is no number")
+        return caption(self, image, *options)
+
+    monkeypatch.setattr(Pipeline, "caption", fails)
+    code, out, err = run("caption", broken, scene, "--model", tiny_checkpoint)
+    assert (code, len(out), err) == (1, 1, [f"error: {broken}: the greatest logit is no number"])
+
+
+@pytest.mark.usefixtures("loads_no_model")
+@pytest.mark.parametrize("command", ["caption", "tag"])
+def test_bad_files_alone_are_a_line_each_and_load_no_model(run: Run, command: str) -> None:
+    code, out, err = run(command, "one.xyz", "two.xyz")
+    assert (code, out) == (2, [])
+    assert err == [f"error: {name}.xyz: there is no such file" for name in ("one", "two")]
 
 
 def test_embed_is_a_vector_for_each_text(run: Run, tiny_checkpoint: Path) -> None:
@@ -253,7 +351,7 @@ def test_a_sound_is_refused_by_a_model_that_cannot_hear(
     run: Run, scene: Path, sound: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mm_rwkv7.model.MMRWKV7.encode", None)  # nothing is encoded
-    for command in (("tag", sound), ("ask", scene, sound, "What do you hear?")):
+    for command in (("tag", sound, sound), ("ask", scene, sound, "What do you hear?")):
         code, out, err = run(*command, "--model", tiny_checkpoint)
         assert (code, out, len(err)) == (2, [], 1)
         assert "no sound encoder" in err[0]
@@ -372,7 +470,18 @@ def test_the_known_towers_are_listed(run: Run) -> None:
     assert [line.split() for line in table] == [[str(value) for value in row.values()] for row in rows]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["ask", ""], ["ask", "nowhere.png", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["ask", "--help"],
+        ["ask", ""],
+        ["ask", "nowhere.png", "x"],
+        ["ask", "--document", "nowhere.txt", "x"],
+        ["embed", ""],
+        ["convert", "nano", "/proc/x"],
+    ],
+)
 def test_an_answer_that_needs_no_model_loads_no_library(arguments: list[str]) -> None:
     code = (
         "import sys; from app.cli import main; main(sys.argv[1:]);"

@@ -329,7 +329,7 @@ def test_the_command_says_what_an_option_needs(
         port = str(free.getsockname()[1])
     (tmp_path / "file").write_text("")
     missing = {"ray", "mcp"}
-    monkeypatch.setattr("app.cli.find_spec", lambda name: None if name in missing else name)
+    monkeypatch.setattr("app.serve_commands.find_spec", lambda name: None if name in missing else name)
     for options, told in (
         (["--mcp"], "mm-rwkv7[serve,mcp]"),
         (["--replicas", "2", "--states", str(tmp_path)], "mm-rwkv7[serve,ray]"),

@@ -111,6 +111,30 @@ def test_a_run_of_another_kind_is_refused(
         assert predictions(tmp_path) == whole
 
 
+def test_what_differs_from_another_run_is_told_by_its_cause(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(Pipeline, "from_pretrained", None)
+    path = tmp_path / "scenes" / "manifest.json"
+    known = json.loads(path.read_text())
+    told = (
+        f"error: {path} is of another run: {{}}; to go on with that one, ask as it did; "
+        f"for a new one, take another --out or delete {tmp_path / 'scenes'}\n"
+    )
+    assert evaluate("run", tmp_path, *ASK, "--limit", "31") == 2
+    assert capsys.readouterr().err == told.format("limit 30, now 31")
+    path.write_text(json.dumps({**known, "limit": None, "partial": False}))
+    assert evaluate("run", tmp_path, *ASK) == 2
+    assert capsys.readouterr().err == told.format("limit none, now 30")
+    asked = known["questions"]
+    path.write_text(json.dumps({**known, "questions": 64 * "a"}))
+    assert evaluate("run", tmp_path, *ASK) == 2
+    assert capsys.readouterr().err == told.format(
+        f"questions 'aaaaaaaaaaaa...', now '{asked[:12]}...' (the task's files have changed)"
+    )
+
+
 def test_foreign_lines_are_not_written_over(
     whole: bytes, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

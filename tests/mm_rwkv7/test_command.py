@@ -1,10 +1,13 @@
 """Bad usage and bad input of the commands: one line, exit code 2."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from eval import __main__ as evaluation
 from mm_rwkv7.bench import __main__ as bench
+from mm_rwkv7.command import check_writable
 from training import __main__ as train
 from training import bundle, score
 
@@ -21,6 +24,10 @@ from training import bundle, score
         (bench.main, ["wkv", "--T", "many"], "invalid int value: 'many'"),
         (bench.main, ["dreams"], "invalid choice: 'dreams'"),
         (bundle.main, ["run", "--limit", "many"], "invalid int value: 'many'"),
+        (evaluation.main, [], "the following arguments are required: --tasks, --out"),
+        (evaluation.main, ["rum", "--tasks", "scenes"], "invalid choice: 'rum'"),
+        (evaluation.main, ["--tasks", "scenes", "--out", "o", "--device", "tpu"], "invalid choice: 'tpu'"),
+        (evaluation.main, ["--tasks", "scenes", "--out", "o", "--dtype", "int3"], "invalid choice: 'int3'"),
         (bundle.main, ["/no/such/run"], "no recipe '/no/such/run/config.yaml'"),
     ],
 )
@@ -32,3 +39,43 @@ def test_it_is_one_line(
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (train.main, ["smoke", "--set", "run={}"]),
+        (train.main, ["state_tracking", "--set", "run={}"]),
+        (evaluation.main, ["--tasks", "scenes", "--out", "{}"]),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    main: Callable[[list[str]], int],
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for work in ("training.run.train", "training.state_tracking.run_study", "eval.__main__._run"):
+        monkeypatch.setattr(work, None)
+    (tmp_path / "file").write_text("")
+    for folder in (Path("/proc/x/y"), tmp_path / "file", tmp_path / "file" / "x"):
+        assert main([argument.format(folder) for argument in arguments]) == 2
+        assert capsys.readouterr().err.startswith("error: cannot write to ")
+
+
+def test_writing_is_tried_and_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_refuses_what_is_not_there_before_a_model_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("eval.__main__._open_model", None)
+    ask = ["--tasks", "scenes", "--limit", "1", "--out", str(tmp_path / "out")]
+    assert evaluation.main([*ask, "--compare", str(tmp_path / "other")]) == 2
+    assert f"--compare {tmp_path / 'other'}: there is no {tmp_path / 'other' / 'scenes'}" in capsys.readouterr().err
+    monkeypatch.setattr("eval.__main__.prepare", None)
+    assert evaluation.main([*ask, "--model", str(tmp_path / "model")]) == 2
+    assert f"model '{tmp_path / 'model'}' does not exist" in capsys.readouterr().err

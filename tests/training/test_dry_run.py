@@ -56,6 +56,19 @@ def test_every_stage_is_counted(start: Path, tmp_path: Path) -> None:
     assert "double" not in told["align"]
 
 
+def test_the_memory_of_a_small_model_is_told_in_digits(start: Path, tmp_path: Path) -> None:
+    parameters = sum(p.numel() for p in checkpoint.load(start).parameters())
+    for kind, several in (("finetune", ("weights", "gradients", "optimizer", "activations")), ("tower", ("weights",))):
+        run = load_recipe("smoke") if kind == "tower" else load(write_recipe(tmp_path, start, kind))
+        sizes = re.search(r"memory of each process, towers' work on top: (.*)", dry_run(run, CPU, 1).text)
+        assert sizes is not None
+        told = dict(re.findall(r"(\w+) (\d+\.\d [kM]B)", sizes[1]))
+        assert set(told) >= set(several), sizes[0]
+        assert not re.search(r" 0(\.0)? ", sizes[1]), sizes[0]
+        if kind == "finetune":
+            assert told["weights"] == f"{4 * parameters / 1e6:.1f} MB"
+
+
 def test_a_run_that_cannot_begin_says_why(start: Path, tmp_path: Path) -> None:
     plan = dry_run(load(write_recipe(tmp_path, start, "align"), "lm={width: 128, layers: 2}"), CPU, 1)
     assert [line for line in plan.text.splitlines() if "would not begin" in line] == [
@@ -79,7 +92,7 @@ def test_a_little_of_every_source_is_read(start: Path, tmp_path: Path) -> None:
     mixed = dry_run(load(recipe, *changes, "stages.align.data={talk: 1, gone: 1}"), CPU, 1)
     assert mixed.wrong == (f"gone: {tmp_path / 'gone.json'}: there is no such file or folder",)
     assert "reads talk: " in mixed.text
-    assert "memory of each process in GB" in mixed.text
+    assert "memory of each process" in mixed.text
     (tmp_path / "data" / "red.png").write_bytes(b"no picture")
     assert "left out" in dry_run(load(recipe, *changes), CPU, 1).text
     for name in ("green", "blue"):

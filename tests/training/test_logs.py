@@ -1,6 +1,7 @@
 """What a run says, to the file and to the boards; boards that are not installed are stood in for."""
 
 import json
+import math
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import soundfile
 from PIL import Image
 
+from training.__main__ import main
 from training.boards import Answered
-from training.logs import Log
+from training.logs import Log, summary
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -53,6 +55,23 @@ def test_numbers_go_to_the_board_and_everything_to_the_file(tmp_path: Path) -> N
     assert set(board.Tags()["scalars"]) == {"loss", "tokens"}
     assert [(event.step, event.value) for event in board.Scalars("tokens")] == [(1, 5.0), (2, 7.0)]
     assert [event.step for event in board.Scalars("loss")] == [1]
+
+
+def test_a_run_ends_with_what_it_came_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    steps: list[tuple[str, float]] = [("align", 7.25), ("align", 6.0), ("align", 6.5), ("finetune", math.nan)]
+    with Log(folder, [], {}) as log:
+        log.begin(0)
+        for step, (stage, loss) in enumerate([*steps, ("finetune", 4.0)], start=1):
+            log.write({"step": step, "stage": stage, "loss": loss})
+    told = f"5 steps; loss: align 7.250 -> 6.500, finetune 4.000 -> 4.000; see {folder / 'loss.png'}"
+    assert summary(folder) == told
+    monkeypatch.setattr("training.run.train", lambda run, device: Path(run.run) / "model")
+    assert main(["smoke", "--set", f"run={folder}"]) == 0
+    assert capsys.readouterr() == (f"{folder / 'model'}\n", f"{told}\n")
 
 
 def test_a_log_that_goes_on_forgets_the_steps_that_are_taken_again(tmp_path: Path) -> None:
