@@ -49,13 +49,13 @@ def chat_tab(handlers: Handlers) -> None:
             controls = _controls(handlers)
 
     shown = [chat, question, figures, conversations]
-    writing: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
-    answered = [question.submit(handlers.ask, [question, *controls], shown, api_name="ask", **writing)]
+    writing: dict[str, Any] = {"inputs_kwargs": controls, "show_progress": "hidden", "trigger_mode": "multiple"}
+    answered = [question.submit(handlers.ask, question, shown, api_name="ask", **writing)]
     for number, (button, label) in enumerate(zip(buttons, handlers.presets, strict=True)):
         name: dict[str, Any] = {"api_name": "describe"} if number == 0 else {"api_visibility": "private"}
-        answered.append(button.click(handlers.preset(label), [question, *controls], shown, **name, **writing))
-    answered.append(chat.retry(handlers.retry, controls, shown, api_name="retry", **writing))
-    answered.append(chat.edit(handlers.edit, controls, shown, api_visibility="private", **writing))
+        answered.append(button.click(handlers.preset(label), question, shown, **name, **writing))
+    answered.append(chat.retry(handlers.retry, None, shown, api_name="retry", **writing))
+    answered.append(chat.edit(handlers.edit, None, shown, api_visibility="private", **writing))
     for event in answered:
         event.failure(handlers.idle, None, question, **AT_ONCE)
     question.stop(handlers.stop, None, None, **AT_ONCE)
@@ -101,8 +101,8 @@ def _question(senses: list[str]) -> gr.MultimodalTextbox:
     )
 
 
-def _controls(handlers: Handlers) -> list[gr.components.Component]:
-    """In the order in which the handlers take them."""
+def _controls(handlers: Handlers) -> dict[str, gr.components.Component]:
+    """By the names under which the handlers take them: those of `Sampling`, and `remember`."""
     usual, config = Sampling(), handlers.engine.pipeline.model.config
     with gr.Accordion("How it answers", open=False):
         remember = gr.Checkbox(
@@ -128,4 +128,14 @@ def _controls(handlers: Handlers) -> list[gr.components.Component]:
                 1, LONGEST, min(config.max_new_tokens, LONGEST), step=1, label="Most tokens", info="Of one answer."
             )
             seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="0: another one each time.")
-    return [remember, temperature, top_p, top_k, presence, count, decay, most, seed]
+    return {
+        "remember": remember,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "presence_penalty": presence,
+        "count_penalty": count,
+        "penalty_decay": decay,
+        "max_new_tokens": most,
+        "seed": seed,
+    }

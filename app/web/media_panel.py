@@ -66,7 +66,7 @@ def heard(handlers: Handlers, question: gr.MultimodalTextbox, sent: list[Any], a
             elem_id="tags",
         )
     shown = [spectrogram, tags]
-    drawn = gr.on(sent, handlers.hear, question, shown, api_name="hear", show_progress="hidden")
-    again = asked.click(handlers.tag, question, shown, api_visibility="private", show_progress="hidden")
+    drawn = gr.on(sent, handlers.overhear, question, shown, api_visibility="private", show_progress="hidden")
+    again = asked.click(handlers.hear, question, shown, api_name="hear", show_progress="hidden")
     for event in (drawn, again):
         event.success(lambda drawn: gr.Column(visible=drawn is not None), spectrogram, place, **AT_ONCE)
