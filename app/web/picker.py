@@ -8,6 +8,7 @@ import gradio as gr
 from app.models import Models
 from app.web.chat_tab import chat_tab
 from app.web.handlers import Handlers
+from app.web.look import NAMES
 from app.web.media_panel import AT_ONCE
 from app.web.refusals import refusals_as_messages
 
@@ -52,7 +53,7 @@ def picked_chat(models: Models, model: gr.components.Component) -> Leave:
             visitor = known[name].visitors.of(str(request.session_hash))
             return *known[name].show(visitor.shown, request), gr.Timer(active=False)
 
-        once.tick(said_before, None, [*shown, once], **AT_ONCE)
+        once.tick(said_before, None, [*shown, once], **AT_ONCE).then(None, js=NAMES, **AT_ONCE)
 
     def leave(request: gr.Request) -> None:
         for handlers in list(known.values()):

@@ -274,17 +274,25 @@ def test_a_picture_is_taken(short_tab: "Page") -> None:
     assert tab.locator("#chat [data-testid=user] img").count() == 1
 
 
-def test_files_that_cannot_be_read_are_refused_with_a_message(short_tab: "Page", tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_refused_with_one_message_and_leave(
+    short_tab: "Page", pictures: dict[str, Path], tmp_path: Path
+) -> None:
     tab = short_tab
     for name in ("text.png", "text.wav"):
         (tmp_path / name).write_text("neither")
         _attach(tab, tmp_path / name)
         _send(tab, "What is this?")
         tab.wait_for_selector(f"text={name} is neither a picture nor a sound")
+        _wait_until(tab, f"document.querySelectorAll('{THUMBNAILS}').length == 0")
+        tab.wait_for_timeout(500)
+        assert tab.locator(".toast-body").inner_text().count(name) == 1
+        assert tab.input_value(QUESTION) == "What is this?"
         assert _said(tab, "bot") == []
-        tab.click("#question [aria-label='Remove file']")
+        tab.locator(".toast-body [aria-label='Close']").click()
     assert _ask(tab, "What?")
     assert "Nothing to look at" in tab.inner_text("#figures")
+    _attach(tab, pictures["red"])
+    assert _ask(tab, "What?")
 
 
 def test_an_example_fills_the_message(short_tab: "Page") -> None:
