@@ -23,6 +23,7 @@ def chat_tab(handlers: Handlers) -> None:
                     label="Conversation",
                     show_label=False,
                     container=False,
+                    filterable=False,
                     scale=3,
                     elem_id="conversations",
                 )
@@ -42,7 +43,8 @@ def chat_tab(handlers: Handlers) -> None:
                 tagging = model.sound is not None and model.sound.head is not None
                 tags = gr.Button("Tags", size="sm", min_width=60, visible=tagging, elem_id="tag")
         with gr.Column(scale=4, min_width=300):
-            heard(handlers, question, [question.submit, *(button.click for button in buttons)], tags)
+            asked = [question.submit, *(button.click for button in buttons)]
+            heard(handlers, question, asked, tags, [new.click, conversations.input, chat.clear, restore.upload])
             examples(handlers, question)
             if model.tower is not None:
                 camera(question)

@@ -15,6 +15,7 @@ from app.models import Engines
 from app.requests import Request
 from app.state_files import dump, load
 from app.web.growing import growing
+from app.web.media_panel import AT_ONCE
 from app.web.progress_bar import progress_bar, progress_place
 from app.web.refusals import refusals_as_messages
 from app.web.shelf import Handle, Shelf, size_of
@@ -65,10 +66,9 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
             turns = [*turns, {"role": "user", "content": question}]
             with engine.submit(request) as ticket:
                 for text in growing(ticket):
-                    yield gr.skip(), [*turns, _answer(text)], "", "Writing …"
+                    yield *_said(turns, text), "", "Writing …"
                 answer = ticket.result()
-            turns = [*turns, _answer(answer.text)]
-            yield turns, turns, "", _figures(answer.timings)
+            yield *_said(turns, answer.text), "", _figures(answer.timings)
 
     gr.Markdown(
         "A text of any length is read once, at constant memory, and every question is answered from the state after it."
@@ -108,11 +108,14 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
         api_name="ask_document",
         show_progress="hidden",
     )
-    stop.click(None, None, None, cancels=[reading, asking], queue=False, api_visibility="private")
+    chat.clear(list, None, said, **AT_ONCE)
+    stop.click(lambda: "", None, figures, cancels=[reading, asking], **AT_ONCE)
 
 
-def _answer(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
+def _said(turns: Turns, answer: str) -> tuple[Turns, Turns]:
+    """With the answer, to be kept and to be shown."""
+    turns = [*turns, {"role": "assistant", "content": answer}]
+    return turns, turns
 
 
 def _figures(timings: Timings) -> str:

@@ -52,7 +52,7 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
     def offer(rows: Rows) -> Iterator[Outputs]:
         """What is done by now, when it was stopped or something went wrong."""
         with _files(rows) as offered:
-            yield _bar(rows, ended=True) if rows else gr.skip(), *offered
+            yield *_shown(rows, ended=True), *offered
 
     files = gr.File(
         label="Pictures and sounds",
@@ -66,9 +66,10 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
             label="Question about each",
             placeholder="Empty: a description of each",
             scale=4,
+            min_width=240,
             elem_id="gallery-question",
         )
-        most = gr.Slider(1, LONGEST, 64, step=1, label="Most tokens", info="Of one answer.", scale=2)
+        most = gr.Slider(1, LONGEST, 64, step=1, label="Most tokens", info="Of one answer.", scale=2, min_width=200)
     with gr.Row():
         run = gr.Button("Answer all", variant="primary", min_width=110, elem_id="gallery-run")
         stop = gr.Button("Stop", variant="stop", min_width=110, elem_id="gallery-stop")
@@ -92,7 +93,7 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
         api_name="gallery",
         show_progress="hidden",
     )
-    offered = [progress, as_csv, as_jsonl]
+    offered = [progress, table, as_csv, as_jsonl]
     stop.click(offer, kept, offered, cancels=answering, **AT_ONCE)
     answering.failure(offer, kept, offered, **AT_ONCE)
 
@@ -110,16 +111,16 @@ async def _entered(using: ExitStack, place: AbstractContextManager[Engine]) -> E
     return engine
 
 
-def _shown(rows: Rows) -> Outputs:
+def _shown(rows: Rows, ended: bool = False) -> Outputs:
     """(progress bar, table)"""
-    return _bar(rows), [[row, "", ""] if isinstance(row, str) else [row.file, row.answer, row.error] for row in rows]
-
-
-def _bar(rows: Rows, ended: bool = False) -> str:
+    if not rows:
+        return "", None
     done = _done(rows)
     failed = sum(bool(row.error) for row in done)
     told = f"{len(done)} of {len(rows)} done" + f", {failed} failed" * bool(failed)
-    return progress_bar(len(done), len(rows), told + ", stopped" * (ended and len(done) < len(rows)))
+    told += ", stopped" * (ended and len(done) < len(rows))
+    table = [[row, "", ""] if isinstance(row, str) else [row.file, row.answer, row.error] for row in rows]
+    return progress_bar(len(done), len(rows), told), table
 
 
 @contextmanager
