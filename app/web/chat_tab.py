@@ -61,14 +61,14 @@ def chat_tab(handlers: Handlers) -> None:
     for event in answered:
         event.failure(handlers.idle, None, question, **AT_ONCE)
     question.stop(handlers.stop, None, None, **AT_ONCE)
-    at_once = {**AT_ONCE, "api_visibility": "public"}
-    chat.undo(handlers.undo, None, shown, api_name="undo", **at_once)
-    chat.clear(handlers.close, None, shown, api_name="close", **at_once)
-    new.click(handlers.new, None, shown, api_name="new", **at_once)
-    fork.click(handlers.fork, None, shown, api_name="fork", **at_once)
-    conversations.input(handlers.show, conversations, shown, api_name="show", **at_once)
-    restore.upload(handlers.restore, restore, shown, api_name="restore", show_progress="hidden")
-    ready = save.click(handlers.save, None, saved, api_name="save", show_progress="hidden")
+    quiet: dict[str, Any] = {"show_progress": "hidden"}  # in the queue: outside, Gradio 6.31 shows no refusals
+    chat.undo(handlers.undo, None, shown, api_name="undo", **quiet)
+    chat.clear(handlers.close, None, shown, api_name="close", **quiet)
+    new.click(handlers.new, None, shown, api_name="new", **quiet)
+    fork.click(handlers.fork, None, shown, api_name="fork", **quiet)
+    conversations.input(handlers.show, conversations, shown, api_name="show", **quiet)
+    restore.upload(handlers.restore, restore, shown, api_name="restore", **quiet)
+    ready = save.click(handlers.save, None, saved, api_name="save", **quiet)
     ready.success(None, None, None, js="() => document.querySelector('#saved').click()", **AT_ONCE)
 
 
