@@ -265,6 +265,7 @@ def test_a_sound_is_shown_and_asked_about(short_tab: "Page", listening_model: An
     assert tab.get_attribute("#spectrogram img", "alt")
     tab.click("#new")
     tab.wait_for_selector("#spectrogram", state="hidden")
+    _wait_until(tab, "document.querySelectorAll('#chat [data-testid=bot]').length == 0")
     assert _ask(tab, "What?")
     tab.wait_for_timeout(500)
     assert not tab.locator("#spectrogram").is_visible()  # it was another conversation's
