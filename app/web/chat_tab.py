@@ -59,7 +59,7 @@ def chat_tab(handlers: Handlers) -> None:
     answered.append(chat.retry(handlers.retry, None, shown, api_name="retry", **writing))
     answered.append(chat.edit(handlers.edit, None, shown, api_visibility="private", **writing))
     for event in answered:
-        event.failure(handlers.idle, None, question, **AT_ONCE)
+        event.failure(handlers.idle, None, [chat, question], **AT_ONCE)
     question.stop(handlers.stop, None, None, **AT_ONCE)
     quiet: dict[str, Any] = {"show_progress": "hidden"}  # in the queue: outside, Gradio 6.31 shows no refusals
     chat.undo(handlers.undo, None, shown, api_name="undo", **quiet)

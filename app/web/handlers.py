@@ -14,7 +14,7 @@ from app.web import chat_view
 from app.web.conversation import Conversation, Progress, Turn
 from app.web.heard import hear
 from app.web.presets import presets
-from app.web.refusals import refusals_as_messages
+from app.web.refusals import REFUSED, refusals_as_messages
 from app.web.saved import restore, save
 from app.web.spectrogram import draw
 from app.web.uploads import Unreadable, read_uploads
@@ -135,9 +135,10 @@ class Handlers:
         """The tab was closed."""
         self.visitors.forget(str(request.session_hash))
 
-    def idle(self, request: gr.Request) -> Any:
-        """The question box after something went wrong."""
-        return _box(self._visitor(request).current.busy)
+    def idle(self, request: gr.Request) -> Update:
+        """(chat, question) after something went wrong: what was written in the place of a message goes."""
+        current = self._visitor(request).current
+        return gr.skip() if current.busy else chat_view.messages(current.turns), _box(current.busy)
 
     def _sounds(self, files: list[str]) -> list[str]:
         with refusals_as_messages(files):
@@ -176,22 +177,23 @@ class Handlers:
     def _said(
         self, message: Said | None, text: str, left: str, visitor: Visitor, remember: bool, controls: dict[str, Any]
     ) -> Iterator[Update]:
-        """Ask `text` about the files of a message, of whose own words `left` stay in the question box. All of them do,
-        and the files but for those that cannot be read, when it is refused for these."""
+        """Ask `text` about the files of a message, of whose own words `left` stay in the question box. When it is
+        refused all of it is there again, but for the files that cannot be read."""
         held = message or {"text": "", "files": []}
         with refusals_as_messages(held["files"]):
             try:
                 media = read_uploads(held["files"])
-            except Unreadable as refused:
-                others = {"text": held["text"], "files": refused.others}
-                yield gr.skip(), _box(visitor.current.busy, others), gr.skip(), gr.skip()
+                template = self.engine.pipeline.model.config.template
+                if media and not text.strip() and not template.wordless:
+                    text = template.caption if media[-1].kind == "image" else template.sound_caption
+                conversation = visitor.current
+                asked = conversation.ask(text, media, _sampling(**controls), remember)
+                yield from self._updates(visitor, conversation, asked, left)
+            except REFUSED as refused:
+                files = refused.others if isinstance(refused, Unreadable) else held["files"]
+                again = _box(visitor.current.busy, {"text": held["text"], "files": files})
+                yield gr.skip(), again, gr.skip(), gr.skip()
                 raise
-            template = self.engine.pipeline.model.config.template
-            if media and not text.strip() and not template.wordless:
-                text = template.caption if media[-1].kind == "image" else template.sound_caption
-            conversation = visitor.current
-            asked = conversation.ask(text, media, _sampling(**controls), remember)
-            yield from self._updates(visitor, conversation, asked, left)
 
     def _updates(
         self, visitor: Visitor, conversation: Conversation, asked: Iterator[Progress], said: str | None = None

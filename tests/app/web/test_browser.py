@@ -186,6 +186,12 @@ def test_undo_another_answer_and_edit(short_tab: "Page", pictures: dict[str, Pat
     assert _said(tab, "bot") == [first, second]
 
     tab.locator("#chat button[aria-label='Edit']").first.click()
+    tab.locator("#chat textarea").last.fill(" ")
+    tab.locator("#chat button[aria-label='Submit']").click()
+    tab.wait_for_selector("text=the question is empty")
+    tab.wait_for_selector("#chat [data-testid=user]:has-text('What is it?')")
+
+    tab.locator("#chat button[aria-label='Edit']").first.click()
     widths = [tab.locator(place).last.bounding_box()["width"] for place in ("#chat textarea", "#chat")]  # type: ignore[index]
     assert widths[0] > 0.8 * widths[1]
     tab.locator("#chat textarea").last.fill("Describe it.")

@@ -21,6 +21,7 @@ from PIL import Image
 
 from app.cli import main
 from app.engine import Engine, EngineConfig
+from app.requests import Busy, Request
 from app.serving import check_address
 from app.web import chat_view, example_sounds
 from app.web.conversation import Conversation, Figures
@@ -183,6 +184,22 @@ def test_a_refused_file_leaves_the_message_and_the_rest_of_it_stays(
         held = job.outputs()[-1][1]["value"]
         assert held["text"] == "typed"
         assert [Path(file).name for file in held["files"]] == ["red.png"]
+
+
+def test_what_could_not_be_answered_is_in_the_box_again(
+    listening_page: str, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(self: Engine, request: Request) -> None:
+        raise Busy(3)
+
+    monkeypatch.setattr(Engine, "submit", busy)
+    job = PageClient(listening_page).submit("typed", pictures["red"])
+    with pytest.raises(AppError, match="try again in 3 s"):
+        job.result()
+    cleared, again = (outputs[1]["value"] for outputs in job.outputs())
+    assert cleared == {"text": "", "files": []}
+    assert again["text"] == "typed"
+    assert [Path(file).name for file in again["files"]] == ["red.png"]
 
 
 def test_programs_name_the_controls(visitor: PageClient) -> None:
