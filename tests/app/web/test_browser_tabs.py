@@ -34,7 +34,7 @@ TEXT = "What is in the picture? a red square\n" * 400
 @pytest.fixture
 def tab(browser: "Browser", known: dict[str, Pipeline]) -> Iterator["Page"]:  # noqa: F811
     """A page with two models, of which one is in memory."""
-    models = Models(["/models/endless", "listening"], opener(known))
+    models = Models(["/models/endless", "listening", "/models/broken"], opener(known))
     with models.served() as served, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
         free.close()
@@ -79,6 +79,19 @@ def test_models_are_picked_and_each_keeps_its_chat(tab: "Page", known: dict[str,
         tab.wait_for_selector("#question textarea[aria-label='Message']")
         assert _nameless(tab) == []
     tab.wait_for_selector(f"#chat:has-text('{answers['endless']}')")
+
+
+def test_a_model_that_cannot_be_opened_has_no_chat(tab: "Page", known: dict[str, Pipeline]) -> None:  # noqa: F811
+    _pick(tab, "broken")
+    tab.wait_for_selector("#no-chat:has-text('broken cannot be opened')")
+    assert "/models/" not in tab.inner_text("body")
+    assert tab.locator("#chat").count() == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(known, "broken", known["listening"])
+        tab.click("text=Try again")
+        tab.wait_for_selector("#question textarea:enabled")
+    _pick(tab, "endless")
+    tab.wait_for_selector("#question textarea:enabled")
 
 
 def test_a_gallery_that_is_stopped_hands_out_what_is_done(
