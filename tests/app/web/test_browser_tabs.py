@@ -81,6 +81,17 @@ def test_models_are_picked_and_each_keeps_its_chat(tab: "Page", known: dict[str,
     tab.wait_for_selector(f"#chat:has-text('{answers['endless']}')")
 
 
+def test_on_a_phone_the_title_is_whole_beside_the_list_of_models(tab: "Page") -> None:
+    tab.set_viewport_size({"width": 390, "height": 844})
+    title, place, question = (tab.locator(name).bounding_box() for name in ("#head h1", "#introduction", "#question"))
+    assert title
+    assert place
+    assert question
+    assert title["x"] + title["width"] <= place["x"] + place["width"]
+    assert question["y"] + question["height"] <= 844
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_a_model_that_cannot_be_opened_has_no_chat(tab: "Page", known: dict[str, Pipeline]) -> None:  # noqa: F811
     _pick(tab, "broken")
     tab.wait_for_selector("#no-chat:has-text('broken cannot be opened')")
