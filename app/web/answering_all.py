@@ -13,6 +13,7 @@ from app.web.refusals import without_folder
 from app.web.uploads import part_of
 from mm_rwkv7.sampling import Sampling
 
+UNREAD = "the model could not read it"
 READERS = 2  # files that are decoded at once: a large picture takes 100 MB
 
 
@@ -49,6 +50,8 @@ async def answer_all(
                     return number, Answered(name, (await ticket.wait()).text)
             except (ValueError, FloatingPointError) as error:
                 return number, Answered(name, error=without_folder(str(error), [path]))
+            except RuntimeError:  # no memory for it: what torch says of that is not for visitors
+                return number, Answered(name, error=UNREAD)
 
     tasks = [asyncio.create_task(one(number, path)) for number, path in enumerate(files)]
     try:

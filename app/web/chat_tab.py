@@ -23,6 +23,7 @@ def chat_tab(handlers: Handlers) -> None:
                     label="Conversation",
                     show_label=False,
                     container=False,
+                    filterable=False,
                     scale=3,
                     elem_id="conversations",
                 )
@@ -42,31 +43,32 @@ def chat_tab(handlers: Handlers) -> None:
                 tagging = model.sound is not None and model.sound.head is not None
                 tags = gr.Button("Tags", size="sm", min_width=60, visible=tagging, elem_id="tag")
         with gr.Column(scale=4, min_width=300):
-            heard(handlers, question, [question.submit, *(button.click for button in buttons)], tags)
+            asked = [question.submit, *(button.click for button in buttons)]
+            heard(handlers, question, asked, tags, [new.click, conversations.input, chat.clear, restore.upload])
             examples(handlers, question)
             if model.tower is not None:
                 camera(question)
             controls = _controls(handlers)
 
     shown = [chat, question, figures, conversations]
-    writing: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
-    answered = [question.submit(handlers.ask, [question, *controls], shown, api_name="ask", **writing)]
+    writing: dict[str, Any] = {"inputs_kwargs": controls, "show_progress": "hidden", "trigger_mode": "multiple"}
+    answered = [question.submit(handlers.ask, question, shown, api_name="ask", **writing)]
     for number, (button, label) in enumerate(zip(buttons, handlers.presets, strict=True)):
         name: dict[str, Any] = {"api_name": "describe"} if number == 0 else {"api_visibility": "private"}
-        answered.append(button.click(handlers.preset(label), [question, *controls], shown, **name, **writing))
-    answered.append(chat.retry(handlers.retry, controls, shown, api_name="retry", **writing))
-    answered.append(chat.edit(handlers.edit, controls, shown, api_visibility="private", **writing))
+        answered.append(button.click(handlers.preset(label), question, shown, **name, **writing))
+    answered.append(chat.retry(handlers.retry, None, shown, api_name="retry", **writing))
+    answered.append(chat.edit(handlers.edit, None, shown, api_visibility="private", **writing))
     for event in answered:
-        event.failure(handlers.idle, None, question, **AT_ONCE)
+        event.failure(handlers.idle, None, [chat, question], **AT_ONCE)
     question.stop(handlers.stop, None, None, **AT_ONCE)
-    at_once = {**AT_ONCE, "api_visibility": "public"}
-    chat.undo(handlers.undo, None, shown, api_name="undo", **at_once)
-    chat.clear(handlers.close, None, shown, api_name="close", **at_once)
-    new.click(handlers.new, None, shown, api_name="new", **at_once)
-    fork.click(handlers.fork, None, shown, api_name="fork", **at_once)
-    conversations.input(handlers.show, conversations, shown, api_name="show", **at_once)
-    restore.upload(handlers.restore, restore, shown, api_name="restore", show_progress="hidden")
-    ready = save.click(handlers.save, None, saved, api_name="save", show_progress="hidden")
+    quiet: dict[str, Any] = {"show_progress": "hidden"}  # in the queue: outside, Gradio 6.31 shows no refusals
+    chat.undo(handlers.undo, None, shown, api_name="undo", **quiet)
+    chat.clear(handlers.close, None, shown, api_name="close", **quiet)
+    new.click(handlers.new, None, shown, api_name="new", **quiet)
+    fork.click(handlers.fork, None, shown, api_name="fork", **quiet)
+    conversations.input(handlers.show, conversations, shown, api_name="show", **quiet)
+    restore.upload(handlers.restore, restore, shown, api_name="restore", **quiet)
+    ready = save.click(handlers.save, None, saved, api_name="save", **quiet)
     ready.success(None, None, None, js="() => document.querySelector('#saved').click()", **AT_ONCE)
 
 
@@ -101,8 +103,8 @@ def _question(senses: list[str]) -> gr.MultimodalTextbox:
     )
 
 
-def _controls(handlers: Handlers) -> list[gr.components.Component]:
-    """In the order in which the handlers take them."""
+def _controls(handlers: Handlers) -> dict[str, gr.components.Component]:
+    """By the names under which the handlers take them: those of `Sampling`, and `remember`."""
     usual, config = Sampling(), handlers.engine.pipeline.model.config
     with gr.Accordion("How it answers", open=False):
         remember = gr.Checkbox(
@@ -128,4 +130,14 @@ def _controls(handlers: Handlers) -> list[gr.components.Component]:
                 1, LONGEST, min(config.max_new_tokens, LONGEST), step=1, label="Most tokens", info="Of one answer."
             )
             seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="0: another one each time.")
-    return [remember, temperature, top_p, top_k, presence, count, decay, most, seed]
+    return {
+        "remember": remember,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "presence_penalty": presence,
+        "count_penalty": count,
+        "penalty_decay": decay,
+        "max_new_tokens": most,
+        "seed": seed,
+    }

@@ -44,7 +44,7 @@ def describe(figures: Figures) -> str:
         if figures.encode_s > 0:
             read += f", encoded in {figures.encode_s:.2f} s"
         parts.append(read)
-    wrote = f"{figures.written} tokens written"
+    wrote = f"{figures.written} token{'s' * (figures.written != 1)} written"
     parts.append(wrote if figures.written < 2 else f"{wrote}, {figures.per_s:,.0f} a second")
     if figures.ending:
         parts.append(f"state {figures.state_bytes / 1e6:.2f} MB")

@@ -6,17 +6,16 @@ before: they go on from a state that is there.
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.engine import Engine
-from app.requests import Cancelled, Piece, Request, Ticket
+from app.requests import Cancelled, Request, Ticket
+from app.web.growing import growing
 from app.web.shelf import NOTHING, Handle, Shelf, size_of
 from mm_rwkv7.pipeline import Answer
 from mm_rwkv7.sampling import Sampling
-
-PAUSE = 0.05  # seconds between two updates: more would only make a browser busy
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,16 @@ class Progress:
         return self.turns[-1]
 
 
+Plan = Callable[[], tuple[tuple[Turn, ...], Turn]]  # the turns that stay, and the one that is to be answered
+
+
 class Conversation:
     """Turns over an engine, one question at a time; `stop` may come from any thread. A turn that was refused or left
-    early changes nothing."""
+    early changes nothing.
+
+    What is asked comes after the turns that there are when its answer begins, that is when the first `Progress` is
+    taken: two questions of one moment come one after the other, or the second is refused.
+    """
 
     def __init__(self, engine: Engine, shelf: Shelf, turns: Sequence[Turn] = ()) -> None:
         self.turns = tuple(turns)
@@ -90,35 +96,29 @@ class Conversation:
         """Whether an answer is being written."""
         return self._busy.locked()
 
-    @property
-    def has_media(self) -> bool:
-        """Whether a picture or a sound was said."""
-        return any(turn.media for turn in self.turns)
-
     def ask(self, text: str, media: Sequence[Medium], sampling: Sampling, remember: bool = True) -> Iterator[Progress]:
         """Say something and have it answered. Closing the iterator ends the writing and forgets it.
 
         Without `remember` the words come after the latest pictures and sounds alone, as if nothing else had been said.
         ValueError for what cannot be read, for no words, while an answer is written, and for a state that is gone.
         """
-        opened, after = (self.turns[-1].opened, self.turns[-1].after) if self.turns else (NOTHING, NOTHING)
-        alone = NOTHING if media else opened
-        before = after if remember else alone
-        return self._say(self.turns, Turn(tuple(media), text, "", before, opened, NOTHING), sampling)
+
+        def plan() -> tuple[tuple[Turn, ...], Turn]:
+            opened, after = (self.turns[-1].opened, self.turns[-1].after) if self.turns else (NOTHING, NOTHING)
+            alone = NOTHING if media else opened
+            before = after if remember else alone
+            return self.turns, Turn(tuple(media), text, "", before, opened, NOTHING)
+
+        return self._answered(plan, sampling)
 
     def edit(self, number: int, text: str, sampling: Sampling) -> Iterator[Progress]:
         """Go back to before the words of turn `number`, and say these instead; its pictures and sounds stay, and what
         came after it goes once the new answer is there. Like `ask` otherwise."""
-        if not 0 <= number < len(self.turns):
-            raise ValueError(f"there is no turn {number + 1}, the conversation has {len(self.turns)}")
-        turn = replace(self.turns[number], text=text, answer="", after=NOTHING, figures=Figures())
-        return self._say(self.turns[:number], turn, sampling)
+        return self._answered(lambda: self._again(number, text), sampling)
 
     def regenerate(self, sampling: Sampling) -> Iterator[Progress]:
         """Another answer to what was said last."""
-        if not self.turns:
-            raise ValueError("nothing was said yet")
-        return self.edit(len(self.turns) - 1, self.turns[-1].text, sampling)
+        return self._answered(lambda: self._again(len(self.turns) - 1), sampling)
 
     def undo(self) -> Turn:
         """Take the last turn back, and return it. Nothing is computed. ValueError where nothing was said, while an
@@ -144,14 +144,22 @@ class Conversation:
     def _alone(self) -> "_Alone":
         return _Alone(self._busy)
 
-    def _say(self, kept: tuple[Turn, ...], turn: Turn, sampling: Sampling) -> Iterator[Progress]:
-        wordless = self._engine.pipeline.model.config.template.wordless
-        if not turn.text.strip() and not (turn.media and wordless):
-            raise ValueError("the question is empty")
-        return self._answered(kept, turn, sampling)
+    def _again(self, number: int, text: str | None = None) -> tuple[tuple[Turn, ...], Turn]:
+        """Turn `number` with these words, or its own, before it is answered."""
+        if not self.turns:
+            raise ValueError("nothing was said yet")
+        if not 0 <= number < len(self.turns):
+            raise ValueError(f"there is no turn {number + 1}, the conversation has {len(self.turns)}")
+        turn = self.turns[number]
+        words = turn.text if text is None else text
+        return self.turns[:number], replace(turn, text=words, answer="", after=NOTHING, figures=Figures())
 
-    def _answered(self, kept: tuple[Turn, ...], turn: Turn, sampling: Sampling) -> Iterator[Progress]:
+    def _answered(self, plan: Plan, sampling: Sampling) -> Iterator[Progress]:
         with self._alone():
+            kept, turn = plan()
+            wordless = self._engine.pipeline.model.config.template.wordless
+            if not turn.text.strip() and not (turn.media and wordless):
+                raise ValueError("the question is empty")
             self._stopped = False
             clock = _Clock()
             before = self._shelf.get(turn.begins)
@@ -191,15 +199,9 @@ class Conversation:
         return ticket
 
     def _pieces(self, kept: tuple[Turn, ...], turn: Turn, ticket: Ticket, clock: "_Clock") -> Iterator[Progress]:
-        text, shown = "", 0.0
-        for item in ticket:
-            if not isinstance(item, Piece):
-                continue
+        for text in growing(ticket):
             clock.first = clock.first or time.perf_counter()
-            text += item.text
-            if time.perf_counter() - shown >= PAUSE:
-                shown = time.perf_counter()
-                yield Progress((*kept, replace(turn, answer=text, figures=clock.figures(ticket))))
+            yield Progress((*kept, replace(turn, answer=text, figures=clock.figures(ticket))))
 
 
 class _Alone:

@@ -12,8 +12,10 @@ from gradio.utils import get_upload_folder
 from app.document import load_document, portions, read_in
 from app.media import user_message
 from app.models import Engines
-from app.requests import Piece, Request
+from app.requests import Request
 from app.state_files import dump, load
+from app.web.growing import growing
+from app.web.media_panel import AT_ONCE
 from app.web.progress_bar import progress_bar, progress_place
 from app.web.refusals import refusals_as_messages
 from app.web.shelf import Handle, Shelf, size_of
@@ -21,7 +23,6 @@ from mm_rwkv7.pipeline import Timings
 from mm_rwkv7.state import State
 
 KEPT = 512 << 20  # bytes of all visitors' states; the ones used least recently go
-PAUSE = 0.05  # seconds between two updates of an answer
 FILE = "document.safetensors"
 Outputs = tuple[Any, ...]
 Turns = list[dict[str, Any]]
@@ -63,17 +64,11 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
                 raise ValueError("no document has been read yet")
             request = Request(user_message(question), state=shelf.get(document))
             turns = [*turns, {"role": "user", "content": question}]
-            text, shown = "", 0.0
             with engine.submit(request) as ticket:
-                for item in ticket:
-                    if isinstance(item, Piece):
-                        text += item.text
-                        if time.monotonic() - shown >= PAUSE:
-                            shown = time.monotonic()
-                            yield gr.skip(), [*turns, _answer(text)], "", "Writing …"
-                    else:
-                        turns = [*turns, _answer(item.text)]
-                        yield turns, turns, "", _figures(item.timings)
+                for text in growing(ticket):
+                    yield *_said(turns, text), "", "Writing …"
+                answer = ticket.result()
+            yield *_said(turns, answer.text), "", _figures(answer.timings)
 
     gr.Markdown(
         "A text of any length is read once, at constant memory, and every question is answered from the state after it."
@@ -113,11 +108,14 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
         api_name="ask_document",
         show_progress="hidden",
     )
-    stop.click(None, None, None, cancels=[reading, asking], queue=False, api_visibility="private")
+    chat.clear(list, None, said, **AT_ONCE)
+    stop.click(lambda: "", None, figures, cancels=[reading, asking], **AT_ONCE)
 
 
-def _answer(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
+def _said(turns: Turns, answer: str) -> tuple[Turns, Turns]:
+    """With the answer, to be kept and to be shown."""
+    turns = [*turns, {"role": "assistant", "content": answer}]
+    return turns, turns
 
 
 def _figures(timings: Timings) -> str:

@@ -2,8 +2,8 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import gradio as gr
 from app.engine import Engine
 from app.models import Engines
 from app.web.answering_all import Answered, answer_all
+from app.web.media_panel import AT_ONCE
 from app.web.progress_bar import progress_bar, progress_place
 from app.web.refusals import refusals_as_messages
 from app.web.tables import write_csv, write_jsonl
@@ -21,34 +22,37 @@ HEADERS = ["file", "answer", "error"]
 LONGEST = 256  # tokens of an answer
 MOST = 1000  # files: the table is drawn anew as each is done
 Outputs = tuple[Any, ...]
+Rows = list[Answered | str]  # what was answered about each file, its name alone before that
 
 
 def add_gallery(engines: Engines, model: gr.components.Component) -> None:
     """The tab's components, inside the running `gr.Blocks`. `model` holds the name of the model that is asked."""
 
     async def answer(name: str, files: list[str] | None, question: str, most: int) -> AsyncIterator[Outputs]:
-        """Ask one question about each of many pictures and sounds. Gives a table of files, answers and errors."""
+        """Ask one question about each of many pictures and sounds. Gives a table of files, answers and errors, and both
+        as files in the end."""
         with refusals_as_messages(), ExitStack() as using:
             if not files:
                 raise ValueError("there are no pictures or sounds yet")
             if len(files) > MOST:
                 raise ValueError(f"there are {len(files):,} files, expected at most {MOST:,} at once")
             engine = await _entered(using, engines(name))
-            rows: list[Answered | None] = [None] * len(files)
-            yield *_shown(files, rows), None, None
+            rows: Rows = [Path(file).name for file in files]
+            yield *_shown(rows), *_nothing(), rows
             answers = answer_all(engine, files, question, Sampling(max_new_tokens=int(most)))
             try:
                 async for number, answered in answers:
                     rows[number] = answered
-                    yield *_shown(files, rows), None, None
+                    yield *_shown(rows), gr.skip(), gr.skip(), rows
             finally:
                 await answers.aclose()
-            with tempfile.TemporaryDirectory() as folder:  # the page copies what it offers
-                found = [row for row in rows if row is not None]
-                table, lines = Path(folder, "answers.csv"), Path(folder, "answers.jsonl")
-                write_csv(table, HEADERS, [(row.file, row.answer, row.error) for row in found])
-                write_jsonl(lines, [row.fields for row in found])
-                yield *_shown(files, rows), _download(table), _download(lines)
+            with _files(rows) as offered:
+                yield *_shown(rows), *offered, rows
+
+    def offer(rows: Rows) -> Iterator[Outputs]:
+        """What is done by now, when it was stopped or something went wrong."""
+        with _files(rows) as offered:
+            yield *_shown(rows, ended=True), *offered
 
     files = gr.File(
         label="Pictures and sounds",
@@ -62,15 +66,17 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
             label="Question about each",
             placeholder="Empty: a description of each",
             scale=4,
+            min_width=240,
             elem_id="gallery-question",
         )
-        most = gr.Slider(1, LONGEST, 64, step=1, label="Most tokens", info="Of one answer.", scale=2)
+        most = gr.Slider(1, LONGEST, 64, step=1, label="Most tokens", info="Of one answer.", scale=2, min_width=200)
     with gr.Row():
         run = gr.Button("Answer all", variant="primary", min_width=110, elem_id="gallery-run")
         stop = gr.Button("Stop", variant="stop", min_width=110, elem_id="gallery-stop")
         as_csv = gr.DownloadButton("CSV", interactive=False, min_width=110, elem_id="gallery-csv")
         as_jsonl = gr.DownloadButton("JSON lines", interactive=False, min_width=110, elem_id="gallery-jsonl")
     progress = progress_place("gallery-progress")
+    kept: gr.State = gr.State([])
     table = gr.Dataframe(
         headers=HEADERS,
         type="array",
@@ -83,11 +89,13 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
     answering = run.click(
         answer,
         [model, files, question, most],
-        [progress, table, as_csv, as_jsonl],
+        [progress, table, as_csv, as_jsonl, kept],
         api_name="gallery",
         show_progress="hidden",
     )
-    stop.click(None, None, None, cancels=answering, queue=False, api_visibility="private")
+    offered = [progress, table, as_csv, as_jsonl]
+    stop.click(offer, kept, offered, cancels=answering, **AT_ONCE)
+    answering.failure(offer, kept, offered, **AT_ONCE)
 
 
 async def _entered(using: ExitStack, place: AbstractContextManager[Engine]) -> Engine:
@@ -103,16 +111,34 @@ async def _entered(using: ExitStack, place: AbstractContextManager[Engine]) -> E
     return engine
 
 
-def _shown(files: Sequence[str], rows: Sequence[Answered | None]) -> Outputs:
+def _shown(rows: Rows, ended: bool = False) -> Outputs:
     """(progress bar, table)"""
-    done = sum(row is not None for row in rows)
-    failed = sum(bool(row.error) for row in rows if row is not None)
-    told = f"{done} of {len(files)} done" + f", {failed} failed" * bool(failed)
-    table = [["", "", ""] if row is None else [row.file, row.answer, row.error] for row in rows]
-    for line, path in zip(table, files, strict=True):
-        line[0] = Path(path).name
-    return progress_bar(done, len(files), told), table
+    if not rows:
+        return "", None
+    done = _done(rows)
+    failed = sum(bool(row.error) for row in done)
+    told = f"{len(done)} of {len(rows)} done" + f", {failed} failed" * bool(failed)
+    told += ", stopped" * (ended and len(done) < len(rows))
+    table = [[row, "", ""] if isinstance(row, str) else [row.file, row.answer, row.error] for row in rows]
+    return progress_bar(len(done), len(rows), told), table
 
 
-def _download(path: Path) -> Any:
-    return gr.DownloadButton(value=str(path), interactive=True)
+@contextmanager
+def _files(rows: Rows) -> Iterator[Outputs]:
+    """(CSV, JSON lines) of what is done, there until the page has copied them."""
+    if not (done := _done(rows)):
+        yield _nothing()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        table, lines = Path(folder, "answers.csv"), Path(folder, "answers.jsonl")
+        write_csv(table, HEADERS, [(row.file, row.answer, row.error) for row in done])
+        write_jsonl(lines, [row.fields for row in done])
+        yield tuple(gr.DownloadButton(value=str(path), interactive=True) for path in (table, lines))
+
+
+def _nothing() -> Outputs:
+    return (gr.DownloadButton(value=None, interactive=False),) * 2
+
+
+def _done(rows: Rows) -> list[Answered]:
+    return [row for row in rows if isinstance(row, Answered)]

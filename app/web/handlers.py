@@ -1,6 +1,7 @@
 """What the page does when something is pressed. Each handler gives the new values of the components it names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,14 @@ from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 
 from app.engine import Engine
-from app.media import is_sound
 from app.web import chat_view
-from app.web.conversation import Conversation, Progress
+from app.web.conversation import Conversation, Progress, Turn
 from app.web.heard import hear
 from app.web.presets import presets
-from app.web.refusals import refusals_as_messages
+from app.web.refusals import REFUSED, refusals_as_messages
 from app.web.saved import restore, save
 from app.web.spectrogram import draw
-from app.web.uploads import read_uploads
+from app.web.uploads import Unreadable, read_uploads
 from app.web.visitors import Visitor, Visitors
 from mm_rwkv7.sampling import Sampling
 
@@ -37,62 +37,37 @@ class Handlers:
         self.visitors = visitors or Visitors(engine)
         self.presets = presets(engine.pipeline)
 
-    def ask(
-        self,
-        message: Said | None,
-        request: gr.Request,
-        remember: bool,
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        presence_penalty: float,
-        count_penalty: float,
-        penalty_decay: float,
-        max_new_tokens: int,
-        seed: int,
-    ) -> Iterator[Update]:
+    def ask(self, message: Said | None, request: gr.Request, remember: bool, **controls: Any) -> Iterator[Update]:
         """Answer a message of words, pictures and sounds, {"text": ..., "files": [...]}. A picture or a sound without
         words is described."""
-        files = (message or {}).get("files", [])
-        with refusals_as_messages(files):
-            text, media = (message or {}).get("text", ""), read_uploads(files)
-            template = self.engine.pipeline.model.config.template
-            if media and not text.strip() and not template.wordless:
-                text = template.caption if media[-1].kind == "image" else template.sound_caption
-            controls = (temperature, top_p, top_k, presence_penalty, count_penalty, penalty_decay, max_new_tokens, seed)
-            visitor = self._visitor(request)
-            conversation = visitor.current
-            asked = conversation.ask(text, media, _sampling(*controls), remember)
-            yield from self._updates(visitor, conversation, asked, "")
+        text = (message or {}).get("text", "")
+        yield from self._said(message, text, "", self._visitor(request), remember, controls)
 
     def preset(self, label: str) -> Any:
         """The handler of a button."""
 
-        def asked(message: Said | None, request: gr.Request, remember: bool, *controls: Any) -> Iterator[Update]:
-            """Ask what the button says, about the files of `message` or about what was sent before. Its text stays. The
-            controls are those of `ask`, in its order."""
-            held = message or {"text": "", "files": []}
-            said = {"text": self.presets[label], "files": held["files"]}
-            for number, (chat, question, *rest) in enumerate(self.ask(said, request, remember, *controls)):
-                yield chat, _box(True, {"text": held["text"], "files": []}) if number == 0 else question, *rest
+        def asked(message: Said | None, request: gr.Request, remember: bool, **controls: Any) -> Iterator[Update]:
+            """Ask what the button says, about the files of `message` or about what was sent before. Its text stays."""
+            left = (message or {}).get("text", "")
+            yield from self._said(message, self.presets[label], left, self._visitor(request), remember, controls)
 
         return asked
 
-    def edit(self, event: gr.EditData, request: gr.Request, remember: bool, *controls: Any) -> Iterator[Update]:
+    def edit(self, event: gr.EditData, request: gr.Request, remember: bool, **controls: Any) -> Iterator[Update]:
         """Say something else in the place of a message, and have it answered."""
         visitor = self._visitor(request)
         conversation = visitor.current
         with refusals_as_messages():
             number = chat_view.turn_of(conversation.turns, _index(event.index))
-            asked = conversation.edit(number, str(event.value), _sampling(*controls))
+            asked = conversation.edit(number, str(event.value), _sampling(**controls))
             yield from self._updates(visitor, conversation, asked)
 
-    def retry(self, request: gr.Request, remember: bool, *controls: Any) -> Iterator[Update]:
+    def retry(self, request: gr.Request, remember: bool, **controls: Any) -> Iterator[Update]:
         """Answer the last message once more."""
         visitor = self._visitor(request)
         conversation = visitor.current
         with refusals_as_messages():
-            yield from self._updates(visitor, conversation, conversation.regenerate(_sampling(*controls)))
+            yield from self._updates(visitor, conversation, conversation.regenerate(_sampling(**controls)))
 
     def undo(self, request: gr.Request) -> Update:
         """Take the last message and its answer back; it is in the question box then."""
@@ -139,34 +114,40 @@ class Handlers:
             turns = restore(Path(path).read_bytes(), self.visitors.shelf, self.engine.pipeline)
         return self._opened(request, Conversation(self.engine, self.visitors.shelf, turns))
 
-    def hear(self, message: Said | None) -> Update:
-        """What the last sound of a message looks like to the model, and the likeliest labels: (spectrogram, tags)."""
-        files = (message or {}).get("files", [])
-        with refusals_as_messages(files):
-            sounds = [one for one in read_uploads(files) if one.kind == "audio"]
-            if not sounds or self.engine.pipeline.model.sound is None:
-                return gr.skip(), gr.skip()
-            sound, tags = hear(self.engine, sounds[-1].path)
-            return draw(sound), dict(tags) or None
+    def overhear(self, message: Said | None) -> Update:
+        """What the last sound of a message looks like to the model, and the likeliest labels: (spectrogram, tags).
+        Nothing for what cannot be read: who answers the message says what is wrong with it."""
+        with suppress(gr.Error):
+            if sounds := self._sounds((message or {}).get("files", [])):
+                return self._heard(sounds[-1])
+        return gr.skip(), gr.skip()
 
-    def tag(self, message: Said | None, request: gr.Request) -> Update:
-        """The same of the sound that was sent last, if there is none in the message."""
-        files = list((message or {}).get("files", []))
+    def hear(self, message: Said | None, request: gr.Request) -> Update:
+        """The same, of the sound that was sent last if there is none in the message."""
         turns = self._visitor(request).current.turns
         sent = [one.path for turn in turns for one in turn.media if one.kind == "audio" and Path(one.path).exists()]
-        if not any(map(is_sound, files)):
-            files = sent[-1:]
-        if not files:
+        sounds = [*sent, *self._sounds((message or {}).get("files", []))]
+        if not sounds:
             raise gr.Error("there is no sound yet, send one first", print_exception=False)
-        return self.hear({"text": "", "files": files})
+        return self._heard(sounds[-1])
 
     def leave(self, request: gr.Request) -> None:
         """The tab was closed."""
         self.visitors.forget(str(request.session_hash))
 
-    def idle(self, request: gr.Request) -> Any:
-        """The question box after something went wrong."""
-        return _box(self._visitor(request).current.busy)
+    def idle(self, request: gr.Request) -> Update:
+        """(chat, question) after something went wrong: what was written in the place of a message goes."""
+        current = self._visitor(request).current
+        return gr.skip() if current.busy else chat_view.messages(current.turns), _box(current.busy)
+
+    def _sounds(self, files: list[str]) -> list[str]:
+        with refusals_as_messages(files):
+            return [one.path for one in read_uploads(files) if one.kind == "audio"]
+
+    def _heard(self, path: str) -> Update:
+        with refusals_as_messages([path]):
+            sound, tags = hear(self.engine, path)
+        return draw(sound), dict(tags) or None
 
     def _visitor(self, request: gr.Request) -> Visitor:
         if not request.session_hash:  # whoever sends none would share one conversation
@@ -180,9 +161,39 @@ class Handlers:
         return self._view(visitor)
 
     def _view(self, visitor: Visitor, question: Said | None = None) -> Update:
-        shown = visitor.current
-        figures = chat_view.describe(shown.turns[-1].figures) if shown.turns and shown.turns[-1].figures.ending else ""
-        return chat_view.messages(shown.turns), _box(shown.busy, question), figures, _choice(visitor)
+        turns = visitor.current.turns
+        figures = self._figures(turns) if turns and turns[-1].figures.ending else ""
+        return chat_view.messages(turns), _box(visitor.current.busy, question), figures, _choice(visitor)
+
+    def _figures(self, turns: Sequence[Turn]) -> str:
+        """Of the last turn; and a hint where a model that knows pictures and sounds, and few words, was sent none."""
+        figures = chat_view.describe(turns[-1].figures)
+        model = self.engine.pipeline.model
+        senses = model.tower is not None or model.sound is not None
+        if senses and model.config.vocabulary is not None and not any(turn.media for turn in turns):
+            figures += f" · {UNSEEN}"
+        return figures
+
+    def _said(
+        self, message: Said | None, text: str, left: str, visitor: Visitor, remember: bool, controls: dict[str, Any]
+    ) -> Iterator[Update]:
+        """Ask `text` about the files of a message, of whose own words `left` stay in the question box. When it is
+        refused all of it is there again, but for the files that cannot be read."""
+        held = message or {"text": "", "files": []}
+        with refusals_as_messages(held["files"]):
+            try:
+                media = read_uploads(held["files"])
+                template = self.engine.pipeline.model.config.template
+                if media and not text.strip() and not template.wordless:
+                    text = template.caption if media[-1].kind == "image" else template.sound_caption
+                conversation = visitor.current
+                asked = conversation.ask(text, media, _sampling(**controls), remember)
+                yield from self._updates(visitor, conversation, asked, left)
+            except REFUSED as refused:
+                files = refused.others if isinstance(refused, Unreadable) else held["files"]
+                again = _box(visitor.current.busy, {"text": held["text"], "files": files})
+                yield gr.skip(), again, gr.skip(), gr.skip()
+                raise
 
     def _updates(
         self, visitor: Visitor, conversation: Conversation, asked: Iterator[Progress], said: str | None = None
@@ -192,9 +203,7 @@ class Handlers:
         for progress in asked:
             ended = bool(progress.last.figures.ending)
             if visitor.current is conversation:
-                figures = "Reading …" if progress.reading else chat_view.describe(progress.last.figures)
-                if not any(turn.media for turn in progress.turns) and self._senses:
-                    figures += f" · {UNSEEN}"
+                figures = "Reading …" if progress.reading else self._figures(progress.turns)
                 box = _box(not ended, {"text": said, "files": []} if first and said is not None else None)
                 yield (
                     chat_view.messages(progress.turns),
@@ -207,11 +216,6 @@ class Handlers:
                 yield gr.skip(), gr.skip(), gr.skip(), _choice(visitor) if ended else gr.skip()
         if not conversation.busy and visitor.current is conversation and not ended:
             yield self._view(visitor)
-
-    @property
-    def _senses(self) -> bool:
-        model = self.engine.pipeline.model
-        return model.tower is not None or model.sound is not None
 
 
 def _box(writing: bool, said: Said | None = None) -> Any:
@@ -229,23 +233,5 @@ def _index(index: Any) -> int:
     return index[0] if isinstance(index, list | tuple) else int(index)
 
 
-def _sampling(
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    presence_penalty: float,
-    count_penalty: float,
-    penalty_decay: float,
-    max_new_tokens: int,
-    seed: int,
-) -> Sampling:
-    return Sampling(
-        int(max_new_tokens),
-        temperature,
-        top_p,
-        int(top_k),
-        presence_penalty,
-        count_penalty,
-        penalty_decay,
-        seed=seed or None,
-    )
+def _sampling(top_k: float, max_new_tokens: float, seed: float, **controls: Any) -> Sampling:
+    return Sampling(int(max_new_tokens), top_k=int(top_k), seed=int(seed) or None, **controls)

@@ -8,6 +8,8 @@ CSS = """
 #introduction h1 { display: inline; font-size: 1.35em; white-space: nowrap; margin-right: 0.5em; }
 #introduction p { display: inline; color: var(--body-text-color-subdued); }
 #theme { flex: none; min-width: 0 !important; width: auto; }
+#introduction { flex: 1 1 0; }
+#model { flex: 0 1 300px; }
 #conversation-row { align-items: center; gap: 8px; }
 #conversations { border-width: 1px !important; }
 #chat .message img, #chat .message-row img { max-height: 160px; width: auto; }
@@ -16,6 +18,9 @@ CSS = """
 #chat .minimal-audio-player .waveform-wrapper { height: 40px; display: flex; align-items: center; overflow: hidden; }
 #chat .minimal-audio-player .waveform-wrapper > div { flex: 1; }
 #chat .message-row { margin-block: 6px; }
+#chat .message-row:has(.edit-textarea), #chat .message-row:has(.edit-textarea) > .flex-wrap { width: 100%; }
+#chat .message-row:has(.edit-textarea) { max-width: calc(100% - var(--spacing-xl) * 4); }
+#chat .edit-textarea { width: 100% !important; min-height: 5.5em; }
 #chat button[aria-label="Share"] { display: none; }  /* it would send the picture to another host */
 #figures { min-height: 1.6em; font-variant-numeric: tabular-nums; }
 #figures p { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
@@ -32,6 +37,8 @@ CSS = """
 footer { display: none !important; }
 @media (max-width: 640px) {
   #introduction p { display: none; }
+  #head { flex-wrap: wrap; }
+  #model { flex: 1 0 100%; order: 1; }
   #chat { height: clamp(200px, 100dvh - 480px, 560px) !important; }
   #conversation-row { flex-wrap: wrap; }
   #conversations { flex: 1 0 100%; }
@@ -78,6 +85,11 @@ def theme() -> Any:
         body_background_fill="*neutral_50",
         body_text_color_subdued="*neutral_500",
         block_border_width="1px",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_400",
+        input_border_width="1px",
+        input_border_color="*neutral_300",
+        input_border_color_dark="*neutral_500",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_cancel_background_fill="*error_background_fill",

@@ -44,8 +44,11 @@ def _with_picture(message: dict[str, Any] | None, path: str | None) -> tuple[Any
     return {"text": said["text"], "files": [*said["files"], path]}, None
 
 
-def heard(handlers: Handlers, question: gr.MultimodalTextbox, sent: list[Any], asked: gr.Button) -> None:
-    """The spectrogram and the tags of the sound that was sent last, with a message or before `asked` for them."""
+def heard(
+    handlers: Handlers, question: gr.MultimodalTextbox, sent: list[Any], asked: gr.Button, left: list[Any]
+) -> None:
+    """The spectrogram and the tags of the sound that was sent last, with a message or before `asked` for them, until
+    its conversation is `left`."""
     hearing = handlers.engine.pipeline.model.sound
     if hearing is None:
         return
@@ -66,7 +69,8 @@ def heard(handlers: Handlers, question: gr.MultimodalTextbox, sent: list[Any], a
             elem_id="tags",
         )
     shown = [spectrogram, tags]
-    drawn = gr.on(sent, handlers.hear, question, shown, api_name="hear", show_progress="hidden")
-    again = asked.click(handlers.tag, question, shown, api_visibility="private", show_progress="hidden")
+    drawn = gr.on(sent, handlers.overhear, question, shown, api_visibility="private", show_progress="hidden")
+    again = asked.click(handlers.hear, question, shown, api_name="hear", show_progress="hidden")
     for event in (drawn, again):
         event.success(lambda drawn: gr.Column(visible=drawn is not None), spectrogram, place, **AT_ONCE)
+    gr.on(left, lambda: (None, None, gr.Column(visible=False)), None, [*shown, place], **AT_ONCE)

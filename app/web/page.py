@@ -10,7 +10,7 @@ from app.web.gallery import add_gallery
 from app.web.handlers import Handlers
 from app.web.look import NAMES, SWITCH
 from app.web.media_panel import AT_ONCE
-from app.web.picker import Leave, model_picker, picked_chat
+from app.web.picker import Leave, engines_of, model_picker, picked_chat
 from app.web.state_view import add_state_view
 
 INTRODUCTION = """# mm-rwkv7
@@ -21,7 +21,7 @@ UPLOADS_KEPT = 3600  # seconds
 def build(served: Engine | Models) -> gr.Blocks:
     """The page around an engine, or around several models of which a visitor picks one. Each visitor, that is each open
     tab, has conversations of their own."""
-    engines = served.use if isinstance(served, Models) else only(served)
+    engines = engines_of(served) if isinstance(served, Models) else only(served)
     with gr.Blocks(title="mm-rwkv7", analytics_enabled=False, delete_cache=(UPLOADS_KEPT, UPLOADS_KEPT)) as page:
         with gr.Row(elem_id="head"):
             gr.Markdown(INTRODUCTION, elem_id="introduction")

@@ -1,15 +1,22 @@
 """The page's choice among several models: the chat is drawn anew for the one that is picked."""
 
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gradio as gr
 
-from app.models import Models
+from app.engine import Engine
+from app.models import Engines, Models
+from app.requests import Busy
 from app.web.chat_tab import chat_tab
 from app.web.handlers import Handlers
+from app.web.look import NAMES
 from app.web.media_panel import AT_ONCE
-from app.web.refusals import refusals_as_messages
+from app.web.refusals import REFUSED
+
+log = logging.getLogger(__name__)
 
 Leave = Callable[[gr.Request], None]  # what a visitor who leaves sets off
 
@@ -27,16 +34,42 @@ def model_picker(models: Models) -> gr.Dropdown:
     )
 
 
+def engines_of(models: Models) -> Engines:
+    """The engines, of which a visitor hears no more than that one cannot be opened: paths are for the log."""
+
+    @contextmanager
+    def use(name: str) -> Iterator[Engine]:
+        with ExitStack() as using:
+            try:
+                engine = using.enter_context(models.use(name))
+            except Busy:
+                raise
+            except (ValueError, OSError, RuntimeError) as error:
+                log.exception("model %s cannot be opened", name)
+                raise ValueError(f"{name} cannot be opened; the server's log says why") from error
+            yield engine
+
+    return use
+
+
 def picked_chat(models: Models, model: gr.components.Component) -> Leave:
     """The chat with the model whose name `model` holds, inside the running `gr.Blocks`; returns what ends a visitor's
     chats. Each model has conversations of its own: a state means nothing to another one."""
     known: dict[str, Handlers] = {}
+    use, tries = engines_of(models), gr.State(0)
 
-    @gr.render(inputs=model)
-    def chat(name: str) -> None:
+    @gr.render(inputs=[model, tries])
+    def chat(name: str, number: int) -> None:
         if name not in known:
-            with refusals_as_messages():
-                known.setdefault(name, Handlers(models.engine(name)))
+            try:
+                with use(name):
+                    known.setdefault(name, Handlers(models.engine(name)))
+            except REFUSED as error:  # no other model's chat under this one's name
+                gr.Markdown(f"{name}: {error}" if isinstance(error, Busy) else str(error), elem_id="no-chat")
+                again = gr.Button("Try again")
+                # In the queue: outside, Gradio 6.31 does not tell that the state has changed.
+                again.click(lambda: number + 1, None, tries, api_visibility="private", show_progress="hidden")
+                return
         with gr.Column() as place:
             chat_tab(known[name])
         drawn = list(_components(place))
@@ -52,7 +85,7 @@ def picked_chat(models: Models, model: gr.components.Component) -> Leave:
             visitor = known[name].visitors.of(str(request.session_hash))
             return *known[name].show(visitor.shown, request), gr.Timer(active=False)
 
-        once.tick(said_before, None, [*shown, once], **AT_ONCE)
+        once.tick(said_before, None, [*shown, once], **AT_ONCE).then(None, js=NAMES, **AT_ONCE)
 
     def leave(request: gr.Request) -> None:
         for handlers in list(known.values()):

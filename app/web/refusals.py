@@ -8,6 +8,8 @@ import gradio as gr
 
 from app.requests import Busy, Cancelled, Expired
 
+REFUSED = (ValueError, Busy, Expired, Cancelled, FloatingPointError)  # bad input, no time, and broken weights
+
 
 def without_folder(message: str, paths: Sequence[str]) -> str:
     """A message about uploads, without the folders that they lie in."""
@@ -18,10 +20,10 @@ def without_folder(message: str, paths: Sequence[str]) -> str:
 
 @contextmanager
 def refusals_as_messages(paths: Sequence[str] = ()) -> Iterator[None]:
-    """Bad input, and an engine that has no time, are shown to the visitor."""
+    """What is `REFUSED` is shown to the visitor."""
     try:
         yield
-    except (ValueError, Busy, Expired, Cancelled) as error:
-        raise gr.Error(without_folder(str(error), paths), print_exception=False) from error
-    except FloatingPointError as error:
-        raise gr.Error("the model gave what is no number; begin anew", print_exception=False) from error
+    except REFUSED as error:
+        broken = isinstance(error, FloatingPointError)
+        told = "the model gave what is no number; begin anew" if broken else without_folder(str(error), paths)
+        raise gr.Error(told, print_exception=False) from error

@@ -1,6 +1,6 @@
 """What visitors send: told apart by content, checked before it is decoded, read before anything is said about it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,34 @@ PIXELS = 64_000_000  # of all its pictures: they are held decoded until they are
 SOUND_S = 3600.0
 
 
+class Unreadable(ValueError):  # noqa: N818 - of files
+    """Some files cannot be read; `others` can."""
+
+    def __init__(self, refused: Mapping[str, ValueError], others: Sequence[str]) -> None:
+        super().__init__("; ".join(map(str, refused.values())))
+        self.others = list(others)
+
+
 def read_uploads(paths: Sequence[str]) -> list[Medium]:
-    """The pictures and sounds of these files, in order. ValueError names the file that is neither, broken or too
-    large."""
+    """The pictures and sounds of these files, in order. `Unreadable` names the files that are neither, broken or too
+    large; ValueError says what is wrong with all of them together."""
     if len(paths) > MOST:
         raise ValueError(f"there are {len(paths)} pictures and sounds, expected at most {MOST}")
-    media, pixels = [], 0
+    media: list[Medium] = []
+    refused: dict[str, ValueError] = {}
+    pixels = 0
     for path in paths:
-        media.append(_read(path))
+        try:
+            media.append(_read(path))
+        except ValueError as error:
+            refused[path] = error
+            continue
         if isinstance(picture := media[-1].content, Image):
             pixels += picture.width * picture.height
         if pixels > PIXELS:
             raise ValueError(f"the pictures have more than {PIXELS:,} pixels together, send some of them later")
+    if refused:
+        raise Unreadable(refused, [path for path in paths if path not in refused])
     return media
 
 

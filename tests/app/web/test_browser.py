@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from app.web.visitors import MOST
 from mm_rwkv7.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -133,6 +134,13 @@ def _press(tab: "Page", name: str) -> None:
     tab.locator(f"#chat button[aria-label='{name}']").last.click()
 
 
+def _nameless(tab: "Page") -> list[str]:
+    """What can be pressed or filled in, and has no name for a screen reader."""
+    return tab.evaluate("""[...document.querySelectorAll('button, input, textarea')].filter(e =>
+        e.checkVisibility() && !(e.innerText || e.ariaLabel || e.title || e.labels?.[0]?.innerText
+        || e.getAttribute('aria-labelledby') || e.type == 'file')).map(e => e.outerHTML.slice(0, 200))""")
+
+
 def test_an_answer_streams_in_and_is_stopped(tab: "Page", pictures: dict[str, Path]) -> None:
     _attach(tab, pictures["red"], pictures["blue"])
     _send(tab, "What is in the picture?")
@@ -178,6 +186,14 @@ def test_undo_another_answer_and_edit(short_tab: "Page", pictures: dict[str, Pat
     assert _said(tab, "bot") == [first, second]
 
     tab.locator("#chat button[aria-label='Edit']").first.click()
+    tab.locator("#chat textarea").last.fill(" ")
+    tab.locator("#chat button[aria-label='Submit']").click()
+    tab.wait_for_selector("text=the question is empty")
+    tab.wait_for_selector("#chat [data-testid=user]:has-text('What is it?')")
+
+    tab.locator("#chat button[aria-label='Edit']").first.click()
+    widths = [tab.locator(place).last.bounding_box()["width"] for place in ("#chat textarea", "#chat")]  # type: ignore[index]
+    assert widths[0] > 0.8 * widths[1]
     tab.locator("#chat textarea").last.fill("Describe it.")
     tab.locator("#chat button[aria-label='Submit']").click()
     _answered(tab, 1)
@@ -197,8 +213,12 @@ def test_a_fork_is_another_conversation(short_tab: "Page") -> None:
     assert _said(tab, "bot") == [first]
     tab.click("#chat button[aria-label='Clear']")
     _wait_until(tab, "document.querySelectorAll('#chat [data-testid=bot]').length == 2")
+    for number in range(3, MOST + 2):  # the first one was closed
+        tab.click("#new")
+        _wait_until(tab, f"document.querySelector('#conversations input').value == '{number} · new'")
+    assert _said(tab, "bot") == []
     tab.click("#new")
-    _wait_until(tab, "document.querySelectorAll('#chat [data-testid=bot]').length == 0")
+    tab.wait_for_selector(f"text=a tab holds {MOST} conversations")
 
 
 def test_a_conversation_is_saved_and_restored(
@@ -249,6 +269,12 @@ def test_a_sound_is_shown_and_asked_about(short_tab: "Page", listening_model: An
     assert _ask(tab, "What do you hear?").split() == listener.ask("What do you hear?", audio=[wave]).text.split()
     assert _shown(tab) == [label for label, _ in listener.tag(wave)]
     assert tab.get_attribute("#spectrogram img", "alt")
+    tab.click("#new")
+    tab.wait_for_selector("#spectrogram", state="hidden")
+    _wait_until(tab, "document.querySelectorAll('#chat [data-testid=bot]').length == 0")
+    assert _ask(tab, "What?")
+    tab.wait_for_timeout(500)
+    assert not tab.locator("#spectrogram").is_visible()  # it was another conversation's
 
 
 def test_a_sound_is_recorded(short_tab: "Page") -> None:
@@ -274,17 +300,25 @@ def test_a_picture_is_taken(short_tab: "Page") -> None:
     assert tab.locator("#chat [data-testid=user] img").count() == 1
 
 
-def test_files_that_cannot_be_read_are_refused_with_a_message(short_tab: "Page", tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_refused_with_one_message_and_leave(
+    short_tab: "Page", pictures: dict[str, Path], tmp_path: Path
+) -> None:
     tab = short_tab
     for name in ("text.png", "text.wav"):
         (tmp_path / name).write_text("neither")
         _attach(tab, tmp_path / name)
         _send(tab, "What is this?")
         tab.wait_for_selector(f"text={name} is neither a picture nor a sound")
+        _wait_until(tab, f"document.querySelectorAll('{THUMBNAILS}').length == 0")
+        tab.wait_for_timeout(500)
+        assert tab.locator(".toast-body").inner_text().count(name) == 1
+        assert tab.input_value(QUESTION) == "What is this?"
         assert _said(tab, "bot") == []
-        tab.click("#question [aria-label='Remove file']")
+        tab.locator(".toast-body [aria-label='Close']").click()
     assert _ask(tab, "What?")
     assert "Nothing to look at" in tab.inner_text("#figures")
+    _attach(tab, pictures["red"])
+    assert _ask(tab, "What?")
 
 
 def test_an_example_fills_the_message(short_tab: "Page") -> None:
@@ -297,10 +331,7 @@ def test_an_example_fills_the_message(short_tab: "Page") -> None:
 
 def test_it_is_used_by_keyboard_and_named_for_screen_readers(short_tab: "Page") -> None:
     tab = short_tab
-    nameless = """[...document.querySelectorAll('#tabs button, #tabs input, #tabs textarea, #theme')].filter(e =>
-        e.checkVisibility() && !(e.innerText || e.ariaLabel || e.title || e.labels?.[0]?.innerText
-        || e.getAttribute('aria-labelledby') || e.type == 'file')).map(e => e.outerHTML.slice(0, 200))"""
-    assert tab.evaluate(nameless) == []
+    assert _nameless(tab) == []
     tab.focus(QUESTION)
     tab.keyboard.type("What?")
     tab.keyboard.press("Enter")

@@ -2,22 +2,26 @@
 
 import csv
 import io
+import json
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from app.engine import Engine
 from app.models import Models
 from app.serving import launch
+from app.web import answering_all
 from app.web.page import build
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.state import State
 from tests.app.test_server_models import known, opener  # noqa: F401 - a fixture
-from tests.app.web.test_browser import _opened, browser, browser_path  # noqa: F401 - fixtures
+from tests.app.web.test_browser import _nameless, _opened, browser, browser_path  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -30,7 +34,7 @@ TEXT = "What is in the picture? a red square\n" * 400
 @pytest.fixture
 def tab(browser: "Browser", known: dict[str, Pipeline]) -> Iterator["Page"]:  # noqa: F811
     """A page with two models, of which one is in memory."""
-    models = Models(["/models/endless", "listening"], opener(known))
+    models = Models(["/models/endless", "listening", "/models/broken"], opener(known))
     with models.served() as served, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
         free.close()
@@ -72,7 +76,59 @@ def test_models_are_picked_and_each_keeps_its_chat(tab: "Page", known: dict[str,
         _pick(tab, other)
         tab.wait_for_function(f"!document.querySelector('#chat').innerText.includes({answers[name]!r})", polling=50)
         tab.wait_for_selector("#question textarea:enabled")
+        tab.wait_for_selector("#question textarea[aria-label='Message']")
+        assert _nameless(tab) == []
     tab.wait_for_selector(f"#chat:has-text('{answers['endless']}')")
+
+
+def test_on_a_phone_the_title_is_whole_beside_the_list_of_models(tab: "Page") -> None:
+    tab.set_viewport_size({"width": 390, "height": 844})
+    title, place, question = (tab.locator(name).bounding_box() for name in ("#head h1", "#introduction", "#question"))
+    assert title
+    assert place
+    assert question
+    assert title["x"] + title["width"] <= place["x"] + place["width"]
+    assert question["y"] + question["height"] <= 844
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_model_that_cannot_be_opened_has_no_chat(tab: "Page", known: dict[str, Pipeline]) -> None:  # noqa: F811
+    _pick(tab, "broken")
+    tab.wait_for_selector("#no-chat:has-text('broken cannot be opened')")
+    assert "/models/" not in tab.inner_text("body")
+    assert tab.locator("#chat").count() == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(known, "broken", known["listening"])
+        tab.click("text=Try again")
+        tab.wait_for_selector("#question textarea:enabled")
+    _pick(tab, "endless")
+    tab.wait_for_selector("#question textarea:enabled")
+
+
+def test_a_gallery_that_is_stopped_hands_out_what_is_done(
+    tab: "Page", pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking, opened = answering_all._asking, threading.Event()
+
+    def waits(engine: Engine, path: str, question: str) -> Any:
+        if Path(path).name == "blue.png":
+            opened.wait()
+        return asking(engine, path, question)
+
+    monkeypatch.setattr(answering_all, "_asking", waits)
+    tab.click("role=tab[name='Many files']")
+    tab.set_input_files("#gallery-files input[type=file]", [pictures["blue"], pictures["red"]])
+    tab.wait_for_selector("#gallery-files:has-text('red')")
+    tab.click("#gallery-run")
+    tab.wait_for_selector("#gallery-progress:has-text('1 of 2 done')")
+    assert tab.is_disabled("#gallery-csv")
+    tab.click("#gallery-stop")
+    tab.wait_for_selector("#gallery-progress:has-text('1 of 2 done, stopped')")
+    opened.set()
+    lines = [json.loads(line) for line in _downloaded(tab, "#gallery-jsonl").read_text("utf-8").splitlines()]
+    assert [line["file"] for line in lines] == ["red.png"]
+    assert lines[0]["answer"] in _text(tab.locator("#gallery-table"))
+    assert "red.png" in _downloaded(tab, "#gallery-csv").read_text("utf-8-sig")
 
 
 def test_many_files_a_long_text_and_the_state(
@@ -96,6 +152,9 @@ def test_many_files_a_long_text_and_the_state(
     assert rows[0]["answer"] == pipeline.ask("What is it?", [pictures["red"]], sampling=Sampling(5)).text
     assert rows[1]["error"].startswith("broken.png is not a picture")
     assert rows[0]["answer"] in _text(tab.locator("#gallery-table"))
+    tab.click("#gallery-files [aria-label='Clear']")
+    tab.click("#gallery-run")
+    tab.wait_for_selector("text=there are no pictures or sounds yet")
 
     tab.click("role=tab[name='Long text']")
     tab.fill("#document-text textarea", TEXT)
@@ -103,6 +162,15 @@ def test_many_files_a_long_text_and_the_state(
     tab.wait_for_selector("#document-progress:has-text('what is remembered takes')")
     state = State.load(_downloaded(tab, "#document-take"), pipeline.fingerprint)
     assert state.tokens_seen == pipeline.prefill([{"role": "user", "content": TEXT}]).tokens_seen
+    for question in ("What?", "Where?"):
+        tab.fill("#document-question textarea", question)
+        tab.click("#document-ask")
+        tab.wait_for_selector(f"#document-chat:has-text('{question}') >> nth=0")
+        tab.wait_for_selector("#document-figures:has-text('tokens a second')")
+        if question == "What?":
+            tab.click("#document-chat button[aria-label='Clear']")
+            tab.wait_for_selector("#document-chat [data-testid=user]", state="detached")
+    assert tab.locator("#document-chat [data-testid=user]").all_inner_texts() == ["Where?"]
     with tab.expect_file_chooser() as chooser:
         tab.click("#document-bring")
     chooser.value.set_files({"name": "x.safetensors", "mimeType": "application/octet-stream", "buffer": b"no state"})

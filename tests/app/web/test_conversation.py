@@ -208,6 +208,17 @@ def test_a_picture_is_encoded_once(
     assert engine.media.encoded - before <= 1
 
 
+def test_two_questions_of_one_moment_come_one_after_the_other(engine: Engine, shelf: Shelf) -> None:
+    """Both are asked before either is begun: the second knows of the first."""
+    conversation, straight = Conversation(engine, shelf), Conversation(engine, shelf)
+    first, second = (conversation.ask(text, [], PLAIN) for text in ("What?", "a red square"))
+    for asked in (first, second):
+        _last(asked)
+    for text in ("What?", "a red square"):
+        _last(straight.ask(text, [], PLAIN))
+    _same(conversation, straight, shelf)
+
+
 @pytest.mark.usefixtures("unhurried")
 def test_stop_keeps_what_was_written_and_goes_on_from_there(endless_model: Any, shelf: Shelf) -> None:
     with Engine(Pipeline(endless_model, "endless"), EngineConfig(slots=2)) as engine:

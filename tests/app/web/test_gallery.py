@@ -15,7 +15,7 @@ from gradio_client.exceptions import AppError
 from app.engine import Engine, EngineConfig
 from app.models import only
 from app.requests import Request
-from app.web.answering_all import Answered, answer_all
+from app.web.answering_all import UNREAD, Answered, answer_all
 from app.web.gallery import add_gallery
 from app.web.tables import write_csv, write_jsonl
 from mm_rwkv7.pipeline import Pipeline
@@ -84,6 +84,20 @@ def test_leaving_early_frees_the_engine(endless_model: Any, pictures: dict[str, 
             assert time.monotonic() < end, "the slots were not given back"
             time.sleep(0.01)
         assert engine.counts.answered == 0
+
+
+def test_a_picture_that_the_model_cannot_hold_is_one_row(
+    pipeline: Pipeline, pictures: dict[str, Path], wave: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine(pipeline, EngineConfig(slots=2)) as engine:
+
+        def see(taken: Any) -> None:
+            raise RuntimeError("no 12 GB of memory at 0x1234")
+
+        monkeypatch.setattr(engine.media, "_see", see)
+        (_, seen), (_, heard) = sorted(answers(engine, [str(pictures["red"]), str(wave)], "What?"))
+    assert seen == Answered("red.png", error=UNREAD)
+    assert heard.answer
 
 
 def test_a_spreadsheet_runs_nothing(tmp_path: Path) -> None:

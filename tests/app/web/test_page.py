@@ -21,6 +21,7 @@ from PIL import Image
 
 from app.cli import main
 from app.engine import Engine, EngineConfig
+from app.requests import Busy, Request
 from app.serving import check_address
 from app.web import chat_view, example_sounds
 from app.web.conversation import Conversation, Figures
@@ -84,6 +85,20 @@ def test_words_about_nothing_are_answered_with_a_hint(visitor: PageClient) -> No
     outputs = visitor.submit("What is in the picture?").result()
     assert answers(outputs)[-1]
     assert UNSEEN in outputs[2]
+
+
+def test_no_hint_where_words_alone_are_enough(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with a vocabulary of its own knows pictures and sounds; others talk."""
+    model, question = engine.pipeline.model, {"text": "What?", "files": []}
+
+    def figures() -> str:
+        *_, (_, _, told, _) = Handlers(engine).ask(question, gr.Request(session_hash="tab"), **CONTROLS)
+        return str(told)
+
+    assert UNSEEN in figures()
+    world = replace(model.config, vocabulary=None, lm=replace(model.config.lm, vocab_size=65536))
+    monkeypatch.setattr(model, "config", world)
+    assert UNSEEN not in figures()
 
 
 def test_undo_retry_fork_show_and_close(visitor: PageClient, pictures: Pictures) -> None:
@@ -150,6 +165,47 @@ def test_bad_files_are_messages_without_the_servers_folders(
     with pytest.raises(AppError):
         visitor.ask("What?", max_new_tokens=10**9)
     assert visitor.ask("What?", pictures["red"])
+
+
+def test_a_refused_file_leaves_the_message_and_the_rest_of_it_stays(
+    listening_page: str, pictures: Pictures, tmp_path: Path
+) -> None:
+    visitor, bad = PageClient(listening_page), [tmp_path / name for name in ("one.png", "two.wav")]
+    for path in bad:
+        path.write_text("neither")
+    files = message("typed", bad[0], pictures["red"], bad[1])
+    calls: dict[str, list[Any]] = {"/ask": [], "/describe": []}
+    for name in calls:
+        job = visitor.client.submit(files, *CONTROLS.values(), api_name=name)
+        with pytest.raises(AppError) as error:
+            job.result()
+        for path in bad:
+            assert str(error.value).count(path.name) == 1
+        held = job.outputs()[-1][1]["value"]
+        assert held["text"] == "typed"
+        assert [Path(file).name for file in held["files"]] == ["red.png"]
+
+
+def test_what_could_not_be_answered_is_in_the_box_again(
+    listening_page: str, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(self: Engine, request: Request) -> None:
+        raise Busy(3)
+
+    monkeypatch.setattr(Engine, "submit", busy)
+    job = PageClient(listening_page).submit("typed", pictures["red"])
+    with pytest.raises(AppError, match="try again in 3 s"):
+        job.result()
+    cleared, again = (outputs[1]["value"] for outputs in job.outputs())
+    assert cleared == {"text": "", "files": []}
+    assert again["text"] == "typed"
+    assert [Path(file).name for file in again["files"]] == ["red.png"]
+
+
+def test_programs_name_the_controls(visitor: PageClient) -> None:
+    first = visitor.client.predict(message("What?"), max_new_tokens=3, api_name="/ask")
+    assert "3 tokens written" in first[2]
+    assert "5 tokens written" in visitor.client.predict(max_new_tokens=5, api_name="/retry")[2]
 
 
 def test_no_file_of_the_server_is_read(listening_page: str, pictures: Pictures) -> None:
