@@ -6,13 +6,21 @@ OpenAI's and have none here.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from app.api.errors import Refused
 from mm_rwkv7.sampling import Sampling
 
 STOPS = 16
 LONGEST_STOP = 256  # characters; an answer's every token is compared with it
+
+
+def _none(value: list[Any] | str | None) -> None:
+    if value:
+        raise ValueError("is not to be had here")
+
+
+Absent = Annotated[list[Any] | str | None, AfterValidator(_none)]  # a field that may be empty, and no more
 
 
 class Body(BaseModel, extra="forbid"):
@@ -106,7 +114,7 @@ class Image(Body):
 
 class InputAudio(Body):
     data: str
-    format: Literal["wav", "mp3", "flac", "ogg"]
+    format: Literal["wav", "mp3", "flac", "ogg"] = Field(default=None, validate_default=True)  # so that they are told
 
 
 class Audio(Body):
@@ -119,7 +127,7 @@ class Message(Body):
     content: str | list[Annotated[Text | Image | Audio, Field(discriminator="type")]] | None = None
     name: str | None = None
     refusal: None = None
-    tool_calls: Annotated[list[Any] | None, Field(max_length=0)] = None
+    tool_calls: Absent = None
 
 
 class ResponseFormat(Body):
@@ -133,7 +141,7 @@ class ChatBody(Written):
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
-    tools: Annotated[list[Any] | None, Field(max_length=0)] = None
+    tools: list[Any] | None = None  # none is ever called, which "auto" leaves to the model
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
 
@@ -146,7 +154,7 @@ class CompletionBody(Written):
     echo: bool = False
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     best_of: int | None = None
-    suffix: Annotated[str | None, Field(max_length=0)] = None
+    suffix: Absent = None
 
 
 class EmbeddingBody(Ignored):
