@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import Message
 
+from app.announcement import announce, runs
 from app.api.config import ServerConfig
 from app.engine import Engine, EngineConfig
 from app.front import Call, Sent, answers
 from app.front import create as create_front
+from app.models import public_name
 from app.rerun import Gone
-from app.server import MORE, create, listen
+from app.server import MORE, create, listen, ways
 from mm_rwkv7.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -51,6 +53,9 @@ class Replica:
             async for message in messages:
                 yield message
 
+    def runs(self) -> str:
+        return runs(self._engine.pipeline)
+
     def check_health(self) -> None:
         """Serve asks, and replaces a replica that raises."""
         if not self._engine.alive:
@@ -59,12 +64,17 @@ class Replica:
 
 def serve(opened: Opened, count: int, host: str, port: int, config: ServerConfig, engine_config: EngineConfig) -> None:
     """Serve the interface by replicas until interrupted."""
+    if config.tools:
+        raise ValueError("replicas offer no tools to other models: give either --replicas or --mcp")
     import ray
 
     handle = deploy(opened, count, config, engine_config)
     try:
         at_once = count * (engine_config.slots + engine_config.max_waiting) + MORE
-        listen(create_front(caller(handle), config, at_once), host, port, f"{count} x {opened.model}")
+        front = create_front(caller(handle), config, at_once)
+        what = f"{count} replicas of {public_name(opened.model)}, the first {handle.runs.remote().result()}"
+        announce(what, host, port, ways(config, page=False))
+        listen(front, host, port)
     finally:
         remove()
         ray.shutdown()

@@ -1,7 +1,6 @@
 """The server: OpenAI's interface under /v1, the page at /, health and figures, in one process over one engine."""
 
 import resource
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,8 @@ from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
+from app.announcement import announce
+from app.announcement import models as running
 from app.api.chat import add_chat
 from app.api.completions import add_completions
 from app.api.config import ServerConfig
@@ -55,10 +56,26 @@ def serve(models: "Models", host: str, port: int, config: ServerConfig) -> None:
     from app.web.page import build
 
     with models.served() as served:
-        listen(create(served, config, build(served)), host, port, ", ".join(models.names))
+        app = create(served, config, build(served))
+        announce(running(served), host, port, ways(config))
+        listen(app, host, port)
 
 
-def listen(app: FastAPI, host: str, port: int, what: str) -> None:
+def ways(config: ServerConfig, page: bool = True) -> dict[str, str]:
+    """What a server with these settings offers: paths, and what is wanted there."""
+    from app.tools import SPOKEN
+
+    key = "no key is wanted" if config.api_key is None else "with the API key as bearer token"
+    found = {"clients": f"/v1, {key}"}
+    if page:
+        user = "open to all" if config.page_password is None else f"for the user {PAGE_USER} with the page's password"
+        found["page"] = f"/, {user}"
+    if config.tools:
+        found["tools"] = f"{SPOKEN}/, {key}"
+    return found
+
+
+def listen(app: FastAPI, host: str, port: int) -> None:
     """Serve an application until interrupted."""
     import uvicorn
 
@@ -66,7 +83,6 @@ def listen(app: FastAPI, host: str, port: int, what: str) -> None:
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is a file
-    print(f"mm-rwkv7 ({what}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
     uvicorn.run(
         app,
         host=host,
