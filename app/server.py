@@ -18,6 +18,7 @@ from app.api.embeddings import add_embeddings
 from app.api.errors import ErrorBody, Refused, add_handlers
 from app.api.guard import Guard, may_enter, wrong_key
 from app.api.hosts import HostCheck, is_loopback
+from app.api.page_bodies import PageBodies
 from app.api.service import Service
 from app.api.several import Several, front
 from app.api.states import add_states
@@ -110,7 +111,7 @@ def create(served: "Engine | Models", config: ServerConfig, page: "Blocks | None
     else:
         _several(app, Several(served, config, _interface))
     if page is not None:
-        _mount(app, page, served, config.page_password)
+        _mount(app, page, served, config)
     app.add_middleware(HostCheck, hosts=config.hosts)
     return app
 
@@ -155,26 +156,28 @@ def _figures(service: Service) -> Response:
     return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _mount(app: FastAPI, page: "Blocks", served: "Engine | Models", password: str | None) -> None:
+def _mount(app: FastAPI, page: "Blocks", served: "Engine | Models", config: ServerConfig) -> None:
     import gradio
 
     from app.serving import AT_ONCE, WAITING, largest_upload
     from app.web.look import CSS, theme
 
+    uploaded = largest_upload(served)
     page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
     gradio.mount_gradio_app(
         app,
         page,
         path="/",
-        auth=None if password is None else (PAGE_USER, password),
+        auth=None if config.page_password is None else (PAGE_USER, config.page_password),
         show_error=False,
-        max_file_size=largest_upload(served),
+        max_file_size=uploaded,
         ssr_mode=False,
         run_history=False,
         mcp_server=False,  # its handlers are no tools
         theme=theme(),
         css=CSS,
     )
+    app.add_middleware(PageBodies, limit=config.body_bytes, uploads=config.media * uploaded)
 
 
 def _at_once(service: Service) -> int:

@@ -23,6 +23,7 @@ class ServerConfig:
     hosts: tuple[str, ...] | None = None
     tools: bool = False
     body_bytes: int = 48 * MB
+    bodies_bytes: int = 512 * MB  # of all requests that are being read or answered
     body_s: float = 60.0  # for a request to arrive in full
     send_s: float = 60.0  # for a client to take what it was sent
     pixels: int = 36_000_000

@@ -30,7 +30,7 @@ from app.cli import main
 from app.engine import Engine, EngineConfig
 from app.server import check_exposed, create
 from mm_rwkv7.pipeline import Pipeline
-from tests.app.servers import JSON, ask, audio, client_of, error_of, image, image_at, png, post, served, wav
+from tests.app.servers import JSON, ask, audio, client_of, error_of, image, image_at, png, post, served, until, wav
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
 
@@ -309,6 +309,20 @@ def test_who_sends_too_slowly_is_let_go(engine: Engine) -> None:
             assert slow.recv(1 << 16).startswith(b"HTTP/1.1 408")
 
 
+def test_bodies_take_no_more_memory_together_than_they_may(engine: Engine) -> None:
+    body = json.dumps({"model": "listening", "input": "a", "user": "x" * 600}).encode()
+    with served(engine, bodies_bytes=1_000) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as first:
+            first.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 700\r\n\r\n" + b" " * 600)
+            until(
+                lambda: httpx.post(f"{url}/v1/embeddings", content=body, headers=JSON).status_code == 429, "it is full"
+            )
+        until(lambda: httpx.post(f"{url}/v1/embeddings", content=body, headers=JSON).status_code == 200, "it is not")
+        for _ in range(3):
+            assert httpx.post(f"{url}/v1/embeddings", content=body, headers=JSON).status_code == 200
+
+
 def test_who_asks_for_nothing_is_let_go(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.api.connections.PATIENCE_S", 0.2)
     with served(engine) as url:
@@ -495,6 +509,29 @@ def test_a_server_is_called_by_its_own_names(
         assert response.status_code == (200 if fine else 421)
         if not fine:
             assert error_of(response)["code"] == "wrong_host"
+
+
+@pytest.mark.parametrize(
+    ("origin", "fine"),
+    [
+        ("http://localhost:3000", True),
+        ("http://127.0.0.1:8000", True),
+        ("https://mine.example", True),
+        ("app://desktop", True),
+        ("https://evil.example", False),
+        ("http://127.0.0.1.evil.example:8000", False),
+        ("null", False),
+    ],
+)
+def test_a_page_from_elsewhere_sends_nothing(engine: Engine, origin: str, fine: bool) -> None:
+    headers = {"Origin": origin, "Content-Type": "text/plain"}
+    with served(engine, hosts=allowed_hosts("127.0.0.1", ["mine.example"])) as url:
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+        sent = httpx.post(f"{url}/v1/states/import", content=b"a state", headers=headers)
+        assert sent.status_code == (400 if fine else 403)
+        assert fine or error_of(sent)["code"] == "wrong_origin"
+    with served(engine) as url:  # other machines reach it: the key keeps strangers out
+        assert httpx.post(f"{url}/v1/states/import", content=b"a state", headers=headers).status_code == 400
 
 
 def test_no_other_origin_may_read_answers(url: str) -> None:
