@@ -6,6 +6,7 @@ requests go to one replica while that is there, and to the next one on the ring 
 
 import logging
 import os
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 NAME = "mm-rwkv7"
+CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0", when Ray is imported: it listens on loopback, on Linux as well
 OBJECT_STORE = 100 << 20  # bytes; pictures on their way are all that it holds
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
@@ -66,9 +68,9 @@ def serve(opened: Opened, count: int, host: str, port: int, config: ServerConfig
     """Serve the interface by replicas until interrupted."""
     if config.tools:
         raise ValueError("replicas offer no tools to other models: give either --replicas or --mcp")
+    handle = deploy(opened, count, config, engine_config)
     import ray
 
-    handle = deploy(opened, count, config, engine_config)
     try:
         at_once = count * (engine_config.slots + engine_config.max_waiting) + MORE
         front = create_front(caller(handle), config, at_once)
@@ -82,6 +84,8 @@ def serve(opened: Opened, count: int, host: str, port: int, config: ServerConfig
 
 def deploy(opened: Opened, count: int, config: ServerConfig, engine_config: EngineConfig) -> "DeploymentHandle[Any]":
     """Start that many replicas on the cluster that RAY_ADDRESS names, or on this machine, and wait for them."""
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+        os.environ[CLUSTER] = "0"
     import ray
     from ray import serve
     from ray.serve.config import RequestRouterConfig

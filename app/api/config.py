@@ -32,6 +32,7 @@ class ServerConfig:
     choices: int = 8  # answers to one prompt
     inputs: int = 256  # prompts, or texts to embed, of one request
     answer_tokens: int = 16_384
+    scores: int = 1 << 20  # log-probabilities of one request's prompts
     answer_s: float = 600.0
     state_bytes: int = 1024 * MB
     state_disk_bytes: int = 8192 * MB
