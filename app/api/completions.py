@@ -83,8 +83,8 @@ async def _prompts(service: Service, body: CompletionBody, state: State | None) 
             return [Prompt(found, found, state, text) for found, text in zip(ids, told, strict=True)]
         scores = sum(map(len, ids)) * (1 + body.logprobs)
         if scores > service.config.scores:
-            told = f"the prompts have {scores} log-probabilities, expected at most {service.config.scores}"
-            raise Refused(400, told, "prompt")
+            most = service.config.scores
+            raise Refused(400, f"the prompts have {scores} log-probabilities, expected at most {most}", "prompt")
         async with asyncio.timeout(service.config.answer_s):
             return [
                 await _scored(service, found, text, body.logprobs, state) for found, text in zip(ids, told, strict=True)

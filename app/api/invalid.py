@@ -7,7 +7,6 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 
 LONGEST = 60  # characters of what came
-NOTHING = object()
 PLAINLY = {
     "Input should be ": "",
     "greater than or equal to": "at least",
@@ -61,7 +60,7 @@ def _place(one: Mapping[str, Any], body: Any) -> str:
         last = number == len(steps) - 1
         if isinstance(step, int):
             place += f"[{step}]"
-            value = value[step] if isinstance(value, list) and step < len(value) else NOTHING
+            value = value[step] if isinstance(value, list) and step < len(value) else None
         elif isinstance(value, dict) and step in value:
             place += f".{step}"
             value = value[step]

@@ -8,7 +8,8 @@ Nothing is looked at beyond the first fault: a list of millions of wrong items w
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import core_schema
 
 from app.api.errors import Refused
 from mm_rwkv7.sampling import Sampling
@@ -17,8 +18,20 @@ STOPS = 16
 LONGEST_STOP = 256  # characters; an answer's every token is compared with it
 
 
-Item = TypeVar("Item")
-Several = Annotated[list[Item], Field(fail_fast=True)]
+class _OneFault:
+    """Of a list: its first wrong item ends the validation."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return {**handler(source), "fail_fast": True}
+
+
+class _Empty:
+    """Of a field that is OpenAI's and may be given, but not with a value."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return core_schema.no_info_after_validator_function(_none, handler(source))
 
 
 def _none(value: Any) -> None:
@@ -26,7 +39,9 @@ def _none(value: Any) -> None:
         raise ValueError("is not to be had here")
 
 
-Absent = Annotated[Any, AfterValidator(_none)]  # a field that may be empty, and no more
+Item = TypeVar("Item")
+Several = Annotated[list[Item], _OneFault]
+Absent = Annotated[Any, _Empty]
 
 
 class Body(BaseModel, extra="forbid"):
@@ -127,7 +142,13 @@ class Image(Body):
 
 class InputAudio(Body):
     data: str
-    format: Literal["wav", "mp3", "flac", "ogg"] = Field(default=None, validate_default=True)  # so that they are told
+    format: Literal["wav", "mp3", "flac", "ogg"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _format_given(cls, given: Any) -> Any:
+        """One that is missing is told like a wrong one: with those that there are."""
+        return {"format": None, **given} if isinstance(given, dict) else given
 
 
 class Audio(Body):
