@@ -62,6 +62,7 @@ class Models:
         self._open_engine, self._at_once = open_engine, at_once
         self._lock = threading.RLock()  # a ticket may be found unused, and its engine given back, in the midst of this
         self._clock = count(1)
+        self._closed = False
         self.on_close: Callable[[str], None] = lambda name: None  # told the name of a model that made room
 
     @property
@@ -76,13 +77,14 @@ class Models:
     @contextmanager
     def use(self, name: str) -> Iterator[Engine]:
         """A model's engine, which stays open until this is left; it may have to be opened first. ValueError for a name
-        that is none, `Busy` when as many others are in use as may be open."""
+        that is none, `Busy` when as many others are in use as may be open, RuntimeError after `close`."""
         place = self._place(name)
         self._enter(place)
         try:
             with place.opening:
                 if place.evicted is not None:  # before its own opens: both would be in memory
                     self._end(place)
+                self._check()  # it may have been closed while this waited
                 if place.engine is None:
                     place.engine = self._open_engine(place.source)
             yield place.engine
@@ -112,7 +114,9 @@ class Models:
         return cast(Engine, _Standing(self, name))
 
     def close(self) -> None:
-        """Close every engine that is open."""
+        """Close every engine that is open; none opens again."""
+        with self._lock:
+            self._closed = True
         for place in self._places.values():
             with place.opening:
                 if place.engine is not None:
@@ -125,9 +129,14 @@ class Models:
             raise ValueError(f"there is no model {name[:80]!r}, expected one of {', '.join(self._places)}")
         return place
 
+    def _check(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"the models are closed: {', '.join(self._places)}")
+
     def _enter(self, place: _Place) -> None:
         """Count a user in, and put away an engine that must be closed for this one."""
         with self._lock:
+            self._check()
             if not place.taken:
                 if sum(other.taken for other in self._places.values()) >= self._at_once:
                     idle = [name for name, other in self._places.items() if other.taken and not other.users]

@@ -6,6 +6,7 @@ requests go to one replica while that is there, and to the next one on the ring 
 
 import logging
 import os
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -13,18 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import Message
 
+from app.announcement import announce, runs
 from app.api.config import ServerConfig
 from app.engine import Engine, EngineConfig
 from app.front import Call, Sent, answers
 from app.front import create as create_front
+from app.models import public_name
 from app.rerun import Gone
-from app.server import MORE, create, listen
+from app.server import MORE, create, listen, ways
 from mm_rwkv7.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 NAME = "mm-rwkv7"
+CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0", when Ray is imported: it listens on loopback, on Linux as well
 OBJECT_STORE = 100 << 20  # bytes; pictures on their way are all that it holds
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
@@ -51,6 +55,9 @@ class Replica:
             async for message in messages:
                 yield message
 
+    def runs(self) -> str:
+        return runs(self._engine.pipeline)
+
     def check_health(self) -> None:
         """Serve asks, and replaces a replica that raises."""
         if not self._engine.alive:
@@ -59,12 +66,17 @@ class Replica:
 
 def serve(opened: Opened, count: int, host: str, port: int, config: ServerConfig, engine_config: EngineConfig) -> None:
     """Serve the interface by replicas until interrupted."""
+    if config.tools:
+        raise ValueError("replicas offer no tools to other models: give either --replicas or --mcp")
+    handle = deploy(opened, count, config, engine_config)
     import ray
 
-    handle = deploy(opened, count, config, engine_config)
     try:
         at_once = count * (engine_config.slots + engine_config.max_waiting) + MORE
-        listen(create_front(caller(handle), config, at_once), host, port, f"{count} x {opened.model}")
+        front = create_front(caller(handle), config, at_once)
+        what = f"{count} replicas of {public_name(opened.model)}, the first {handle.runs.remote().result()}"
+        announce(what, host, port, ways(config, page=False))
+        listen(front, host, port)
     finally:
         remove()
         ray.shutdown()
@@ -72,6 +84,8 @@ def serve(opened: Opened, count: int, host: str, port: int, config: ServerConfig
 
 def deploy(opened: Opened, count: int, config: ServerConfig, engine_config: EngineConfig) -> "DeploymentHandle[Any]":
     """Start that many replicas on the cluster that RAY_ADDRESS names, or on this machine, and wait for them."""
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+        os.environ[CLUSTER] = "0"
     import ray
     from ray import serve
     from ray.serve.config import RequestRouterConfig

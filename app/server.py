@@ -1,7 +1,6 @@
 """The server: OpenAI's interface under /v1, the page at /, health and figures, in one process over one engine."""
 
 import resource
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,8 @@ from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
+from app.announcement import announce
+from app.announcement import models as running
 from app.api.chat import add_chat
 from app.api.completions import add_completions
 from app.api.config import ServerConfig
@@ -17,6 +18,7 @@ from app.api.embeddings import add_embeddings
 from app.api.errors import ErrorBody, Refused, add_handlers
 from app.api.guard import Guard, may_enter, wrong_key
 from app.api.hosts import HostCheck, is_loopback
+from app.api.page_bodies import PageBodies
 from app.api.service import Service
 from app.api.several import Several, front
 from app.api.states import add_states
@@ -55,10 +57,26 @@ def serve(models: "Models", host: str, port: int, config: ServerConfig) -> None:
     from app.web.page import build
 
     with models.served() as served:
-        listen(create(served, config, build(served)), host, port, ", ".join(models.names))
+        app = create(served, config, build(served))
+        announce(running(served), host, port, ways(config))
+        listen(app, host, port)
 
 
-def listen(app: FastAPI, host: str, port: int, what: str) -> None:
+def ways(config: ServerConfig, page: bool = True) -> dict[str, str]:
+    """What a server with these settings offers: paths, and what is wanted there."""
+    from app.tools import SPOKEN
+
+    key = "no key is wanted" if config.api_key is None else "with the API key as bearer token"
+    found = {"clients": f"/v1, {key}"}
+    if page:
+        user = "open to all" if config.page_password is None else f"for the user {PAGE_USER} with the page's password"
+        found["page"] = f"/, {user}"
+    if config.tools:
+        found["tools"] = f"{SPOKEN}/, {key}"
+    return found
+
+
+def listen(app: FastAPI, host: str, port: int) -> None:
     """Serve an application until interrupted."""
     import uvicorn
 
@@ -66,7 +84,6 @@ def listen(app: FastAPI, host: str, port: int, what: str) -> None:
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is a file
-    print(f"mm-rwkv7 ({what}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
     uvicorn.run(
         app,
         host=host,
@@ -94,7 +111,7 @@ def create(served: "Engine | Models", config: ServerConfig, page: "Blocks | None
     else:
         _several(app, Several(served, config, _interface))
     if page is not None:
-        _mount(app, page, served, config.page_password)
+        _mount(app, page, served, config)
     app.add_middleware(HostCheck, hosts=config.hosts)
     return app
 
@@ -139,26 +156,28 @@ def _figures(service: Service) -> Response:
     return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _mount(app: FastAPI, page: "Blocks", served: "Engine | Models", password: str | None) -> None:
+def _mount(app: FastAPI, page: "Blocks", served: "Engine | Models", config: ServerConfig) -> None:
     import gradio
 
     from app.serving import AT_ONCE, WAITING, largest_upload
     from app.web.look import CSS, theme
 
+    uploaded = largest_upload(served)
     page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
     gradio.mount_gradio_app(
         app,
         page,
         path="/",
-        auth=None if password is None else (PAGE_USER, password),
+        auth=None if config.page_password is None else (PAGE_USER, config.page_password),
         show_error=False,
-        max_file_size=largest_upload(served),
+        max_file_size=uploaded,
         ssr_mode=False,
         run_history=False,
         mcp_server=False,  # its handlers are no tools
         theme=theme(),
         css=CSS,
     )
+    app.add_middleware(PageBodies, limit=config.body_bytes, uploads=config.media * uploaded)
 
 
 def _at_once(service: Service) -> int:

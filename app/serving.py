@@ -1,7 +1,6 @@
 """Puts the page on an address."""
 
 import socket
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,13 +25,14 @@ def check_address(host: str, port: int) -> None:
 
 def serve(models: "Models", host: str, port: int) -> None:
     """Serve the page until interrupted."""
+    from app.announcement import announce
+    from app.announcement import models as running
     from app.web.page import build
 
     with models.served() as served:
         page = build(served)
         launch(page, served, host, port)
-        names = ", ".join(models.names)
-        print(f"mm-rwkv7 ({names}) is on http://{host}:{port}, Ctrl-C ends it", file=sys.stderr, flush=True)
+        announce(running(served), host, port, {"page": "/"})
         page.block_thread()
 
 

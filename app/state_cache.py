@@ -9,6 +9,7 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
+from app.drafts import remove_drafts
 from app.lru import ByteBound
 from mm_rwkv7.state import State
 
@@ -126,6 +127,7 @@ class _Disk:
         self._folder = folder
         self._files = ByteBound[Path](limit)
         self._lock = threading.Lock()
+        remove_drafts(folder)
         for path in sorted(folder.glob("*.safetensors"), key=_written):
             if len(path.stem) == 2 * KEY_BYTES and set(path.stem) <= set("0123456789abcdef"):
                 self._note(path)

@@ -18,9 +18,11 @@ from app.api.media import SOUNDS, picture, sound
 from app.api.metrics import Metrics
 from app.engine import Engine
 from app.requests import Request
+from app.tagging import tag
 from mm_rwkv7.sampling import Sampling
 
-PATH = "/tools"  # the protocol is spoken at /tools/gradio_api/mcp/
+PATH = "/tools"
+SPOKEN = f"{PATH}/gradio_api/mcp"  # where the protocol is
 LONGEST = 1024  # tokens of an answer
 MOST_TAGS = 50
 
@@ -70,19 +72,24 @@ class Tools:
         def tags() -> str:
             if not 1 <= top <= MOST_TAGS:
                 raise ValueError(f"top is {top}, expected 1 to {MOST_TAGS}")
-            data = self._sound(audio, audio_format)
-            found = self._engine.call(lambda pipeline: pipeline.tag(data, top)).result(self._config.answer_s)
+            heard = self._engine.pipeline.processor.sound(self._sound(audio, audio_format))
+            found = tag(self._engine, heard, top, self._config.answer_s)
             return "\n".join(f"{label}: {score:.3f}" for label, score in found)
 
         return self._told(tags)
 
     @property
     def offered(self) -> list[Callable[..., str]]:
+        """What the model can do. ValueError for one that takes words alone."""
         model = self._engine.pipeline.model
-        seen: list[Callable[..., str]] = [self.ask_about_picture, self.caption_picture]
-        if model.sound is None:
-            return seen
-        return [*seen, self.ask_about_sound, *([] if model.sound.head is None else [self.tag_sound])]
+        tools: list[Callable[..., str]] = []
+        if model.tower is not None:
+            tools += [self.ask_about_picture, self.caption_picture]
+        if model.sound is not None:
+            tools += [self.ask_about_sound, *([] if model.sound.head is None else [self.tag_sound])]
+        if not tools:
+            raise ValueError(f"{self._engine.pipeline.name} neither sees nor hears, so there are no tools to offer")
+        return tools
 
     def _answer(self, question: str, medium: dict[str, Any]) -> str:
         messages = [{"role": "user", "content": [medium, {"type": "text", "text": question}]}]
@@ -114,11 +121,21 @@ def add_tools(app: FastAPI, engine: Engine, config: ServerConfig, at_once: int, 
 
 
 class _GuardedTools:
-    """The interface's guard before the tools alone."""
+    """The interface's guard before the tools alone, and nothing but their protocol behind it: Gradio's other routes
+    would take files, and keep them."""
 
     def __init__(self, app: ASGIApp, config: ServerConfig, at_once: int, metrics: Metrics) -> None:
-        self._app, self._guarded = app, Guard(app, config, at_once, metrics)
+        self._app, self._guarded = app, Guard(self._speak, config, at_once, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        inside = scope["type"] != "lifespan" and (scope["path"] == PATH or scope["path"].startswith(f"{PATH}/"))
+        inside = scope["type"] == "http" and _within(scope["path"], PATH)
         await (self._guarded if inside else self._app)(scope, receive, send)
+
+    async def _speak(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _within(scope["path"], SPOKEN):
+            raise Refused(404, f"there is nothing here but {SPOKEN}/")
+        await self._app(scope, receive, send)
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")

@@ -40,7 +40,7 @@ def add_chat(app: FastAPI, service: Service) -> None:
         body.check(service.config.choices, most, service.config.answer_tokens)
         state = await service.states.get(body.state)
         makers = [_Maker(service, body, most, state, choice) for choice in range(body.n or 1)]
-        writing = Writing(service, makers, own_state=state is not None)
+        writing = Writing(service, makers, "messages", own_state=state is not None)
         await unless_left(http, writing.begin(len(makers)))
         answer = _Chat(service, body)
         if body.stream:

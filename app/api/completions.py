@@ -53,7 +53,7 @@ def add_completions(app: FastAPI, service: Service) -> None:
         if not most:
             return JSONResponse(completion.scored())
         makers = [_maker(service, body, most, prompt, i) for prompt in prompts for i in range(n)]
-        writing = Writing(service, makers, whole=True, own_state=state is not None)
+        writing = Writing(service, makers, "prompt", whole=True, own_state=state is not None)
         await unless_left(http, writing.begin(n))
         if body.stream:
             return EventStream(writing, completion.events(writing))
@@ -71,7 +71,7 @@ def several(given: str | list[str] | Ids | list[Ids], most: int, param: str) -> 
 
 async def _prompts(service: Service, body: CompletionBody, state: State | None) -> list[Prompt]:
     pipeline = service.engine.pipeline
-    with refusals(state is not None):
+    with refusals(state is not None, "prompt"):
         texts = several(body.prompt, service.config.inputs, "prompt")
         if len(texts) * (body.n or 1) > service.config.inputs:
             raise Refused(400, f"{len(texts)} prompts with n {body.n} are more than {service.config.inputs}", "n")
@@ -81,6 +81,10 @@ async def _prompts(service: Service, body: CompletionBody, state: State | None) 
         told = [text if isinstance(text, str) else pipeline.tokenizer.decode(text) for text in texts]
         if body.logprobs is None:
             return [Prompt(found, found, state, text) for found, text in zip(ids, told, strict=True)]
+        scores = sum(map(len, ids)) * (1 + body.logprobs)
+        if scores > service.config.scores:
+            most = service.config.scores
+            raise Refused(400, f"the prompts have {scores} log-probabilities, expected at most {most}", "prompt")
         async with asyncio.timeout(service.config.answer_s):
             return [
                 await _scored(service, found, text, body.logprobs, state) for found, text in zip(ids, told, strict=True)

@@ -23,6 +23,7 @@ class ServerConfig:
     hosts: tuple[str, ...] | None = None
     tools: bool = False
     body_bytes: int = 48 * MB
+    bodies_bytes: int = 512 * MB  # of all requests that are being read or answered
     body_s: float = 60.0  # for a request to arrive in full
     send_s: float = 60.0  # for a client to take what it was sent
     pixels: int = 36_000_000
@@ -31,6 +32,7 @@ class ServerConfig:
     choices: int = 8  # answers to one prompt
     inputs: int = 256  # prompts, or texts to embed, of one request
     answer_tokens: int = 16_384
+    scores: int = 1 << 20  # log-probabilities of one request's prompts
     answer_s: float = 600.0
     state_bytes: int = 1024 * MB
     state_disk_bytes: int = 8192 * MB

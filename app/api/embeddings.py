@@ -32,7 +32,7 @@ def add_embeddings(app: FastAPI, service: Service) -> None:
 
 
 async def _embedded(service: Service, body: EmbeddingBody) -> tuple[list[Tensor], int]:
-    with refusals():
+    with refusals(param="input"):
         texts = several(body.input, service.config.inputs, "input")
         ids = await service.in_reader(lambda: [text_ids(service.engine.pipeline, text) for text in texts])
         async with asyncio.timeout(service.config.answer_s):

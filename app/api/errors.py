@@ -12,11 +12,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from app.api.invalid import fault
 from app.requests import Busy, Cancelled, Expired
 
 log = logging.getLogger("mm_rwkv7.server")
 
 LONGEST = 500  # characters of a message
+LONGEST_PARAM = 200
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -51,7 +53,8 @@ class Refused(Exception):  # noqa: N818 - the request's fault or the moment's, n
     @property
     def body(self) -> dict[str, Any]:
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message[:LONGEST], "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else self.param[:LONGEST_PARAM]
+        return {"error": {"message": self.message[:LONGEST], "type": kind, "param": param, "code": self.code}}
 
     @property
     def response(self) -> JSONResponse:
@@ -59,15 +62,15 @@ class Refused(Exception):  # noqa: N818 - the request's fault or the moment's, n
 
 
 @contextmanager
-def refusals(own_state: bool = False) -> Iterator[None]:
+def refusals(own_state: bool = False, param: str | None = None) -> Iterator[None]:
     """Whatever the engine raises, as a `Refused`. With `own_state` a state of the client's is involved, which may be
-    what breaks the model's numbers."""
+    what breaks the model's numbers. `param` is the field that is at fault where what was sent cannot be read."""
     try:
         yield
     except Refused:
         raise
     except ValueError as error:
-        raise Refused(400, str(error)) from error
+        raise Refused(400, str(error), param) from error
     except Busy as error:
         wait = str(math.ceil(error.retry_after_s))
         raise Refused(429, str(error), code="busy", headers={"Retry-After": wait}) from error
@@ -94,13 +97,7 @@ def add_handlers(app: FastAPI) -> None:
 
     def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = [str(step) for step in first["loc"] if step != "body"]
-        if first["type"] == "json_invalid":
-            return Refused(400, "the body is no JSON").response
-        param = ".".join(where) or None
-        told = first["msg"] if param is None else f"{param}: {first['msg']}"
-        return Refused(400, told, param).response
+        return Refused(400, *fault(error)).response
 
     def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

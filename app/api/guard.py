@@ -17,11 +17,12 @@ class Left(Exception):  # noqa: N818
 
 class Guard:
     """An ASGI middleware. It reads a request's whole body, at most `body_bytes` within `body_s`, before anything else
-    looks at it, and of at most `at_once` requests. `metrics` is None where others count."""
+    looks at it, of at most `at_once` requests, and holds at most `bodies_bytes` of them together. `metrics` is None
+    where others count."""
 
     def __init__(self, app: ASGIApp, config: ServerConfig, at_once: int, metrics: Metrics | None) -> None:
         self.app, self.config, self.at_once, self.metrics = app, config, at_once, metrics
-        self.inside = 0
+        self.inside = self.held = 0  # requests, and the bytes of their bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -29,6 +30,7 @@ class Guard:
             return
         status = 499  # the client left
         self.inside += 1
+        body = _Body(self)
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -41,31 +43,32 @@ class Guard:
                 raise Left from error
 
         try:
-            body = await self._admit(scope, receive)
-            await self.app(scope, _replay(body, receive), watched)
+            await self._admit(scope, receive, body)
+            await self.app(scope, body.replayed(receive), watched)
         except Refused as error:
             await error.response(scope, receive, watched)
         except Left:
             pass
         finally:
             self.inside -= 1
+            self.held -= body.size
             route = scope.get("route")
             if self.metrics is not None:
                 self.metrics.count(scope.get("root_path", "") + getattr(route, "path", "/..."), status)
 
-    async def _admit(self, scope: Scope, receive: Receive) -> bytes:
+    async def _admit(self, scope: Scope, receive: Receive, body: "_Body") -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if not may_enter(headers, self.config.api_key):
             raise wrong_key()
         if self.inside > self.at_once:
-            raise Refused(429, "too many requests at once", code="busy", headers={"Retry-After": "1"})
+            raise _busy()
         limit = self.config.body_bytes
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         try:
             async with asyncio.timeout(self.config.body_s):
-                return await _body(receive, limit)
+                await body.read(receive)
         except TimeoutError as error:
             headers_out = {"Connection": "close"}
             raise Refused(408, "the request came too slowly", code="timeout", headers=headers_out) from error
@@ -83,30 +86,45 @@ def may_enter(headers: dict[bytes, bytes], key: str | None) -> bool:
     return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), key.encode())
 
 
-def _too_large(limit: int) -> Refused:
+def too_large(limit: int) -> Refused:
     return Refused(413, f"the request is larger than {limit} bytes", code="too_large", headers={"Connection": "close"})
 
 
-async def _body(receive: Receive, limit: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Left
-        chunk: bytes = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return b"".join(chunks)
+def _busy() -> Refused:
+    return Refused(429, "too many requests at once", code="busy", headers={"Retry-After": "1"})
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    given: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+class _Body:
+    """What a request has sent. It counts for as long as the request is inside: whoever answers it holds it."""
 
-    async def replayed() -> Message:
-        return given.pop() if given else await receive()
+    def __init__(self, guard: Guard) -> None:
+        self.size = 0
+        self._guard = guard
+        self._chunks: list[bytes] = []
 
-    return replayed
+    async def read(self, receive: Receive) -> None:
+        config = self._guard.config
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Left
+            chunk: bytes = message.get("body", b"")
+            self.size += len(chunk)
+            self._guard.held += len(chunk)
+            if self.size > config.body_bytes:
+                raise too_large(config.body_bytes)
+            if self._guard.held > config.bodies_bytes:
+                raise _busy()
+            self._chunks.append(chunk)
+            more = message.get("more_body", False)
+
+    def replayed(self, receive: Receive) -> Receive:
+        """Gives it once, and keeps none of it."""
+        given: list[dict[str, Any]] = [{"type": "http.request", "body": b"".join(self._chunks), "more_body": False}]
+        self._chunks.clear()
+
+        async def next_message() -> Message:
+            return given.pop() if given else await receive()
+
+        return next_message

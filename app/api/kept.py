@@ -13,6 +13,7 @@ from torch import Tensor
 
 from app.api.config import ServerConfig
 from app.api.errors import Refused, log
+from app.drafts import remove_drafts
 from app.engine import Engine
 from app.lru import ByteBound
 from mm_rwkv7.state import State
@@ -108,7 +109,8 @@ class StateFiles:
     def __init__(self, folder: Path, fingerprint: str, limit: int) -> None:
         folder.mkdir(0o700, parents=True, exist_ok=True)
         self._folder, self._fingerprint, self._limit = folder, fingerprint, limit
-        self._written = limit  # others may have filled the folder before
+        self._make_room()  # others may have filled the folder before
+        self._written = 0
 
     def write(self, kept: Kept) -> None:
         try:
@@ -142,6 +144,7 @@ class StateFiles:
         return self._folder / f"{name}.safetensors"
 
     def _make_room(self) -> None:
+        remove_drafts(self._folder)
         total = 0
         for _, size, path in sorted(self._found(), reverse=True):
             total += size

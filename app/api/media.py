@@ -7,6 +7,7 @@ import base64
 import binascii
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from PIL import Image
 
 from app.api import schema
 from app.api.config import ServerConfig
+from app.api.errors import Refused
 
 # What a picture may say it is, and the reader that must agree: a file that is two things at once is neither.
 PICTURES = {
@@ -30,29 +32,44 @@ FETCH_S = 15.0
 
 
 def read_messages(messages: Sequence[schema.Message], config: ServerConfig) -> list[dict[str, Any]]:
-    """May decode and fetch: not for an event loop. ValueError for what is refused."""
+    """May decode and fetch: not for an event loop. `Refused` for what may not come in."""
     parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
     media = sum(not isinstance(part, schema.Text) for part in parts)
     if media > config.media:
-        raise ValueError(f"there are {media} pictures and sounds, expected at most {config.media}")
-    return [{"role": _role(message.role), "content": list(_parts(message, config))} for message in messages]
+        told = f"there are {media} pictures and sounds, expected at most {config.media}"
+        raise Refused(400, told, "messages")
+    return [
+        {"role": _role(message.role), "content": list(_parts(message, f"messages[{i}].content", config))}
+        for i, message in enumerate(messages)
+    ]
 
 
 def _role(role: str) -> str:
     return "system" if role == "developer" else role
 
 
-def _parts(message: schema.Message, config: ServerConfig) -> Iterator[dict[str, Any]]:
+def _parts(message: schema.Message, place: str, config: ServerConfig) -> Iterator[dict[str, Any]]:
     content = message.content
     if not isinstance(content, list):
         content = [schema.Text(type="text", text=content or "")]
-    for part in content:
+    for number, part in enumerate(content):
         if isinstance(part, schema.Text):
             yield {"type": "text", "text": part.text}
         elif isinstance(part, schema.Image):
-            yield {"type": "image", "image": picture(part.image_url.url, config)}
+            with _named(f"{place}[{number}].image_url.url"):
+                yield {"type": "image", "image": picture(part.image_url.url, config)}
         else:
-            yield {"type": "audio", "audio": sound(part.input_audio.data, part.input_audio.format, config)}
+            with _named(f"{place}[{number}].input_audio.data"):
+                yield {"type": "audio", "audio": sound(part.input_audio.data, part.input_audio.format, config)}
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """What is wrong in here is wrong with that field."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refused(400, f"{place}: {error}", place) from error
 
 
 def picture(url: str, config: ServerConfig) -> bytes:

@@ -2,11 +2,14 @@
 
 A field that is no field is refused, so that a misspelt one is not silently without effect. Those of `Ignored` are
 OpenAI's and have none here.
+
+Nothing is looked at beyond the first fault: a list of millions of wrong items would be told as millions of faults.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import core_schema
 
 from app.api.errors import Refused
 from mm_rwkv7.sampling import Sampling
@@ -15,8 +18,43 @@ STOPS = 16
 LONGEST_STOP = 256  # characters; an answer's every token is compared with it
 
 
+class _OneFault:
+    """Of a list: its first wrong item ends the validation."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return {**handler(source), "fail_fast": True}
+
+
+class _Empty:
+    """Of a field that is OpenAI's and may be given, but not with a value."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return core_schema.no_info_after_validator_function(_none, handler(source))
+
+
+def _none(value: Any) -> None:
+    if value:
+        raise ValueError("is not to be had here")
+
+
+Item = TypeVar("Item")
+Several = Annotated[list[Item], _OneFault]
+Absent = Annotated[Any, _Empty]
+
+
 class Body(BaseModel, extra="forbid"):
     """Of any request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, given: Any) -> Any:
+        """Of the fields that are none the first alone."""
+        if not isinstance(given, dict) or len(given) <= len(cls.model_fields):
+            return given
+        known = {name: value for name, value in given.items() if name in cls.model_fields}
+        return {**known, **dict([next(item for item in given.items() if item[0] not in known)])}
 
 
 class Ignored(Body):
@@ -50,10 +88,10 @@ class Written(Ignored):
     n: Annotated[int | None, Field(ge=1)] = None
     stop: (
         Annotated[str, Field(max_length=LONGEST_STOP)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]], Field(max_length=STOPS)]
+        | Annotated[Several[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]], Field(max_length=STOPS)]
         | None
     ) = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Absent = None
     state: str | None = None  # the id of a kept state to go on from
     keep_state: bool = False  # keep the state after the answer
 
@@ -78,8 +116,6 @@ class Written(Ignored):
             raise Refused(400, f"n is {self.n}, expected at most {choices}", "n")
         if tokens is not None and tokens > most:
             raise Refused(400, f"{tokens} tokens were asked for, expected at most {most}", "max_tokens")
-        if self.logit_bias:
-            raise Refused(400, "logit_bias is not to be had here", "logit_bias", "unsupported")
         if self.stream_options is not None and not self.stream:
             raise Refused(400, "stream_options belong to a stream", "stream_options")
 
@@ -108,6 +144,12 @@ class InputAudio(Body):
     data: str
     format: Literal["wav", "mp3", "flac", "ogg"]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _format_given(cls, given: Any) -> Any:
+        """One that is missing is told like a wrong one: with those that there are."""
+        return {"format": None, **given} if isinstance(given, dict) else given
+
 
 class Audio(Body):
     type: Literal["input_audio"]
@@ -116,10 +158,10 @@ class Audio(Body):
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[Text | Image | Audio, Field(discriminator="type")]] | None = None
+    content: str | Several[Annotated[Text | Image | Audio, Field(discriminator="type")]] | None = None
     name: str | None = None
     refusal: None = None
-    tool_calls: Annotated[list[Any] | None, Field(max_length=0)] = None
+    tool_calls: Absent = None
 
 
 class ResponseFormat(Body):
@@ -127,31 +169,31 @@ class ResponseFormat(Body):
 
 
 class ChatBody(Written):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Several[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = None
-    tools: Annotated[list[Any] | None, Field(max_length=0)] = None
+    modalities: Several[Literal["text"]] | None = None
+    tools: list[Any] | None = None  # none is ever called, which "auto" leaves to the model
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
 
 
-Ids = list[int]
+Ids = Several[int]
 
 
 class CompletionBody(Written):
-    prompt: str | list[str] | Ids | list[Ids]
+    prompt: str | Several[str] | Ids | Several[Ids]
     echo: bool = False
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     best_of: int | None = None
-    suffix: Annotated[str | None, Field(max_length=0)] = None
+    suffix: Absent = None
 
 
 class EmbeddingBody(Ignored):
     model: str
-    input: str | list[str] | Ids | list[Ids]
+    input: str | Several[str] | Ids | Several[Ids]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
 
@@ -159,6 +201,6 @@ class EmbeddingBody(Ignored):
 class StateBody(Body):
     """Messages to read, after a kept state or from the beginning, without an answer."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Several[Message], Field(min_length=1)]
     model: str | None = None
     state: str | None = None

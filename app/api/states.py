@@ -58,5 +58,5 @@ async def _read(service: Service, body: StateBody, before: State | None) -> Answ
         messages = read_messages(body.messages, service.config)
         return Request(messages, state=before, write=False, timeout_s=service.config.answer_s)
 
-    with refusals(before is not None), await service.submit(make) as ticket:
+    with refusals(before is not None, "messages"), await service.submit(make) as ticket:
         return await ticket.wait()

@@ -52,12 +52,15 @@ class Writing:
     """The answers to requests, each given as something that makes it; iterate for what is `Told`.
 
     `begin` waits for the first token, so that whatever is wrong can still be said with a status. No more than the
-    engine works on at once are submitted at a time. With `whole` the scores of all tokens are told, otherwise those
-    that wrote the text: not an end that was cut off.
+    engine works on at once are submitted at a time. `param` is the field that they are made of. With `whole` the scores
+    of all tokens are told, otherwise those that wrote the text: not an end that was cut off.
     """
 
-    def __init__(self, service: Service, makers: Sequence[Make], whole: bool = False, own_state: bool = False) -> None:
-        self._service, self._makers, self._whole, self._own_state = service, makers, whole, own_state
+    def __init__(
+        self, service: Service, makers: Sequence[Make], param: str, whole: bool = False, own_state: bool = False
+    ) -> None:
+        self._service, self._makers, self._param = service, makers, param
+        self._whole, self._own_state = whole, own_state
         self._most = service.engine.config.slots
         self._waiting: deque[int] = deque()  # choices that were not submitted yet
         self._tickets: dict[int, Ticket] = {}  # of those that have not ended
@@ -73,7 +76,7 @@ class Writing:
         something is written, and find the prompt read."""
         places = range(len(self._makers))
         try:
-            with refusals(self._own_state):
+            with refusals(self._own_state, self._param):
                 self._waiting.extend(i for i in places if i % repeats == 0)
                 await self._submit()
                 self._first = await self._next()
@@ -124,7 +127,7 @@ class Writing:
 
     async def __aiter__(self) -> AsyncIterator[Told]:
         left = len(self._makers)
-        with refusals(self._own_state):
+        with refusals(self._own_state, self._param):
             while left:
                 told, self._first = self._first or await self._next(), None
                 if told.answer is not None:

@@ -4,13 +4,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from app.cli import main
 from app.models import Models, public_name
-from app.requests import Busy
+from app.requests import Busy, Request
+from tests.app.servers import until
 
 
 class Fake:
@@ -61,8 +63,50 @@ def test_a_model_opens_when_it_is_used_and_the_least_recent_one_closes(opening: 
     assert set(models.open) == {"a", "b"}
     models.close()
     assert all(engine.closed for engine in opened)
+
+
+def test_what_is_closed_does_not_open_again(opening: Any, opened: list[Fake]) -> None:
+    models = Models(["a", "b"], opening, at_once=2)
     with models.use("a"):
-        assert len(opened) == 5
+        pass
+    standing = models.engine("a")
+    models.close()
+    with pytest.raises(RuntimeError, match="the models are closed: a, b"), models.use("b"):
+        pass
+    with pytest.raises(RuntimeError, match="closed"):
+        standing.submit(Request(text="a"))
+    assert [engine.closed for engine in opened] == [1]
+
+
+def test_who_waits_for_a_model_while_all_is_closed_opens_none(opened: list[Fake]) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slowly(source: str) -> Any:
+        begun.set()
+        assert go.wait(30)
+        opened.append(Fake(source))
+        return opened[-1]
+
+    models = Models(["a", "b"], slowly)
+
+    def use(name: str) -> None:
+        with suppress(RuntimeError), models.use(name):
+            pass
+
+    first, second = (threading.Thread(target=use, args=("a",)) for _ in range(2))
+    first.start()
+    assert begun.wait(30)
+    second.start()
+    closing = threading.Thread(target=models.close)
+    closing.start()
+    until(lambda: models._closed, "it closes")
+    go.set()
+    for thread in (first, second, closing):
+        thread.join(30)
+    assert [engine.closed for engine in opened] == [1]
+    assert not models.open
+    with pytest.raises(RuntimeError, match="closed"), models.use("b"):
+        pass
 
 
 def test_an_engine_in_use_is_not_closed(opening: Any, opened: list[Fake]) -> None:

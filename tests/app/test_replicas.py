@@ -1,8 +1,10 @@
 """Replicas under Ray Serve on this machine, of which one is killed while they answer."""
 
 import random
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,8 @@ from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 from tests.app.servers import ask, client_of, listening, until
 
-ray = pytest.importorskip("ray", reason="Ray is not installed")
-pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
-pytestmark = pytest.mark.slow
+# Not imported here: what it listens on is said before.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")]
 
 TOKENS = 200  # of an answer
 TURNS = 4
@@ -26,20 +27,45 @@ SESSIONS = 6
 
 def replicas() -> set[str]:
     """The names of the actors that are alive."""
+    import ray
+
     named = ray.util.list_named_actors(all_namespaces=True)
     return {actor["name"] for actor in named if actor["name"].startswith("SERVE_REPLICA")}
 
 
 @pytest.fixture(scope="module")
 def url(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from app.replicas import Opened, caller, deploy, remove
+    from app.replicas import CLUSTER, Opened, caller, deploy, remove
 
+    patch = pytest.MonkeyPatch()
+    patch.delenv("RAY_ADDRESS", raising=False)
+    patch.setenv(CLUSTER, "1")  # what deploying sets is undone with this
     engine = EngineConfig(slots=4, folder=tmp_path_factory.mktemp("states"))
     handle = deploy(Opened(str(tiny_checkpoint), "cpu", "fp32"), 2, ServerConfig(), engine)
     with listening(create(caller(handle), ServerConfig(), at_once=64)) as url:
         yield url
     remove()
+    import ray
+
     ray.shutdown()
+    patch.undo()
+
+
+def test_ray_listens_on_this_machine_alone(url: str) -> None:
+    """But for one port of each replica, which Serve binds everywhere and which wants the cluster's token."""
+    import ray
+
+    assert ray.util.get_node_ip_address() == "127.0.0.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+        try:
+            outward.connect(("192.0.2.1", 9))  # nothing is sent
+        except OSError:
+            pytest.skip("this machine has no other address")
+        own = outward.getsockname()[0]
+    port = int(ray.get_runtime_context().gcs_address.rpartition(":")[2])
+    socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((own, port), timeout=10)
 
 
 def converse(url: str, session: int, rng: random.Random, texts: list[str]) -> list[str]:
@@ -78,6 +104,8 @@ def alone(pipeline: Pipeline, session: int) -> list[str]:
 def test_no_session_is_lost_when_a_replica_is_killed(url: str, tiny_checkpoint: Path, seed: int) -> None:
     pipeline = Pipeline.from_pretrained(str(tiny_checkpoint), "cpu", "fp32")
     expected = [alone(pipeline, session) for session in range(SESSIONS)]
+    import ray
+
     before = replicas()
     assert len(before) == 2
     with ThreadPoolExecutor(SESSIONS) as pool:

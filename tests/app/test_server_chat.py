@@ -192,3 +192,12 @@ def test_a_full_engine_answers_429_and_when_to_come_back(slow: tuple[Engine, str
             assert int(refused.value.response.headers["retry-after"]) >= 1
             first.close()
             assert waiting.result().status_code == 200
+
+
+def test_tools_are_taken_and_never_called(client: openai.OpenAI, pipeline: Pipeline) -> None:
+    offered: Any = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
+    for choice in ("auto", "none", None):
+        asked: Any = {"tools": offered, **({} if choice is None else {"tool_choice": choice})}
+        answer = client.chat.completions.create(model="listening", messages=ask("Describe"), **asked).choices[0]
+        assert (answer.message.content, answer.finish_reason) == (pipeline.ask("Describe").text, "length")
+        assert answer.message.tool_calls is None

@@ -58,7 +58,10 @@ def test_the_command_serves_until_it_is_interrupted_and_the_next_goes_on(tiny_ch
         assert server.stderr is not None
         told = server.stderr.read()
         server.wait(60)
-    assert f"is on {url}" in told
+    assert "mm-rwkv7 serves model on cpu in fp32" in told
+    assert f"clients  {url}/v1, with the API key as bearer token" in told
+    assert f"page     {url}/, for the user mm-rwkv7 with the page's password" in told
+    assert KEY not in told
     assert "Traceback" not in told
     with serving(port, *options):
         found = client.chat.completions.create(**goes_on)

@@ -1,5 +1,6 @@
 """The page beside the interface, in one process: open, or behind its password."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.page_bodies import PageBodies
 from app.engine import Engine, EngineConfig
+from app.serving import LARGEST_UPLOAD
 from app.web.page import build
 from mm_rwkv7.pipeline import Pipeline
-from tests.app.servers import ask, error_of, post, served
+from tests.app.servers import JSON, ask, error_of, post, served
 from tests.app.web.page_client import PageClient
 
 PASSWORD = "a password"  # pragma: allowlist secret
@@ -29,6 +32,46 @@ def test_page_and_interface_share_a_process(engine: Engine, pictures: dict[str, 
         assert asked["choices"][0]["message"]["content"] == engine.pipeline.ask("Describe").text
         assert "<!doctype html>" in httpx.get(url).text
         assert error_of(httpx.get(f"{url}/v1/nothing"))["type"] == "not_found_error"
+
+
+def test_what_the_page_is_sent_is_bounded(engine: Engine) -> None:
+    with served(engine, build(engine), page_password=PASSWORD, body_bytes=4_000, media=1) as url:
+        for path in ("/gradio_api/queue/join", "/gradio_api/run/ask", "/login", "/gradio_api/component_server"):
+            large = b'{"data": ["' + b"x" * 8_000 + b'"]}'
+            refused = httpx.post(f"{url}{path}", content=large, headers=JSON)
+            assert (refused.status_code, error_of(refused)["code"]) == (413, "too_large")
+        upload = f"{url}/gradio_api/upload"
+        assert httpx.post(upload, files={"files": b"x" * 8_000}).status_code == 401
+        with httpx.Client() as visitor:
+            visitor.post(f"{url}/login", data={"username": "mm-rwkv7", "password": PASSWORD})
+            assert visitor.post(upload, files={"files": b"x" * 8_000}).status_code == 200
+            assert visitor.post(upload, files={"files": b"x" * (LARGEST_UPLOAD + 4_000)}).status_code == 413
+
+
+def test_a_body_of_unknown_length_is_given_up() -> None:
+    read: list[int] = []
+
+    async def swallows(scope: Any, receive: Any, send: Any) -> None:
+        while True:
+            read.append(len((await receive())["body"]))
+
+    async def endless() -> Any:
+        return {"type": "http.request", "body": b"x" * 1_000, "more_body": True}
+
+    async def told(path: str) -> int:
+        answer: list[Any] = []
+
+        async def send(message: Any) -> None:
+            answer.append(message)
+
+        read.clear()
+        scope = {"type": "http", "path": path, "headers": []}
+        await PageBodies(swallows, 4_500, 9_500)(scope, endless, send)
+        assert answer[0]["status"] == 413
+        return sum(read)
+
+    assert asyncio.run(told("/gradio_api/queue/join")) == 4_000
+    assert asyncio.run(told("/gradio_api/upload")) == 9_000
 
 
 def test_a_password_closes_the_page(engine: Engine, pictures: dict[str, Path]) -> None:

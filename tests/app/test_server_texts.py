@@ -114,3 +114,11 @@ def test_embeddings_are_those_of_the_pipeline(client: openai.OpenAI, url: str, p
     assert one["data"][0]["embedding"] == pytest.approx(found.data[0].embedding)
     assert error_of(post(url, "embeddings", {"model": "tiny", "input": "a", "dimensions": 3}))["param"] == "dimensions"
     assert post(url, "embeddings", {"model": "tiny", "input": ""}).status_code == 400
+
+
+def test_no_more_log_probabilities_than_there_is_memory_for(pipeline: Pipeline) -> None:
+    body = {"model": "tiny", "prompt": [[1] * 10, [1] * 10], "echo": True, "max_tokens": 0}
+    with Engine(pipeline, EngineConfig(slots=1)) as engine, served(engine, scores=40) as url:
+        assert post(url, "completions", {**body, "logprobs": 1}).status_code == 200
+        refused = error_of(post(url, "completions", {**body, "logprobs": 2}))
+    assert (refused["param"], "60 log-probabilities, expected at most 40" in refused["message"]) == ("prompt", True)

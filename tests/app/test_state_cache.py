@@ -1,11 +1,16 @@
 """What is remembered of what was read, and for how long."""
 
+import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from app.api.kept import StateFiles
+from app.drafts import OLD_S, remove_drafts
 from app.engine import Engine, EngineConfig
 from app.lru import ByteBound
 from app.prompts import Said, content_key
@@ -98,6 +103,35 @@ def test_the_disk_is_bounded_and_other_files_are_left_alone(tmp_path: Path) -> N
     assert "notes.safetensors" in names
     assert 1 < len(names) < 6
     assert f"{_key(7).hex()}.safetensors" in names
+
+
+def test_drafts_of_killed_processes_go_and_those_of_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", killed)
+        patch.setattr("mm_rwkv7.state.os.unlink", lambda _: None)  # who is killed clears nothing away
+        for name in (_key(1).hex(), f"state_{_key(2).hex()}"):
+            with pytest.raises(SystemExit):
+                _state(1).save(tmp_path / f"{name}.safetensors")
+    assert len(list(tmp_path.iterdir())) == 2
+    for name in ("notes.tmp", f"{_key(3).hex()}.safetensors.tmp"):
+        (tmp_path / name).touch()
+    remove_drafts(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4  # they may be being written
+    hours_ago = time.time() - 2 * OLD_S
+    for path in tmp_path.iterdir():
+        os.utime(path, (hours_ago, hours_ago))
+    beside = tmp_path / f"{_key(4).hex()}.safetensorsabcdefgh.tmp"
+    beside.touch()
+    StateCache(CPU, 0, 0, tmp_path).close()
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.tmp", f"{_key(3).hex()}.safetensors.tmp", beside.name}
+    os.utime(beside, (hours_ago, hours_ago))
+    StateFiles(tmp_path, "", 1 << 20)
+    assert not beside.exists()
 
 
 def test_an_engine_begins_where_the_last_one_was(tiny_model: Any, pictures: Any, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import dataclasses
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +13,13 @@ import pytest
 
 from app.api.config import ServerConfig
 from app.engine import Engine, EngineConfig
+from app.server import create
 from app.tools import PATH, Tools
 from app.web.page import build
+from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
-from tests.app.servers import image, png, served, wav
+from tests.app.servers import error_of, image, png, served, wav
+from tests.ears import give_ears
 
 KEY = "a key"  # pragma: allowlist secret
 RED = image(png())["image_url"]["url"]
@@ -59,6 +64,46 @@ def test_only_what_the_model_can_do_is_offered(tools: Tools, tiny_model: Any) ->
         assert len(Tools(engine, ServerConfig()).offered) == 2
 
 
+def test_a_model_of_words_alone_has_no_tools(tiny_model: Any) -> None:
+    config = dataclasses.replace(tiny_model.config, tower=None, projector=None)
+    blind = MMRWKV7(config).eval()
+    blind.lm.load_state_dict(tiny_model.lm.state_dict())
+    with Engine(Pipeline(blind, "words"), EngineConfig(slots=1)) as engine:
+        with pytest.raises(ValueError, match="words neither sees nor hears"):
+            create(engine, ServerConfig(tools=True))
+        blind = give_ears(blind)
+    with Engine(Pipeline(blind), EngineConfig(slots=1)) as engine:
+        offered = [tool.__name__ for tool in Tools(engine, ServerConfig()).offered]
+        assert offered == ["ask_about_sound", "tag_sound"]
+
+
+def test_a_long_sound_is_tagged_between_the_turns_of_others(
+    tools: Tools, engine: Engine, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    call = engine.call
+
+    def counted(function: Any) -> Any:
+        calls.append(len(calls))
+        return call(function)
+
+    monkeypatch.setattr(engine, "call", counted)
+    long = wav(25.0)  # 20 windows
+    found = [line.rpartition(": ") for line in tools.tag_sound(base64.b64encode(long).decode(), "wav", 3).splitlines()]
+    assert len(calls) == 3
+    expected = [(label, pytest.approx(score, abs=1e-3)) for label, score in pipeline.tag(long, 3)]
+    assert [(label, float(score)) for label, _, score in found] == expected
+
+
+def test_a_tag_that_takes_too_long_is_given_up(engine: Engine) -> None:
+    waiting = threading.Event()
+    held = engine.call(lambda _: waiting.wait(30))
+    with pytest.raises(gr.Error, match="no time"):
+        Tools(engine, ServerConfig(answer_s=0.01)).tag_sound(NOISE, "wav")
+    waiting.set()
+    assert held.result()
+
+
 def test_no_path_and_no_address_is_opened(tools: Tools) -> None:
     for picture in (
         "/etc/passwd",
@@ -74,6 +119,20 @@ def test_no_path_and_no_address_is_opened(tools: Tools) -> None:
             tools.tag_sound(sound, kind)
     with pytest.raises(gr.Error, match="expected 1 to"):
         tools.tag_sound(NOISE, "wav", 0)
+
+
+def test_nothing_but_the_protocol_is_reached(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    mount = gr.mount_gradio_app
+    monkeypatch.setattr(gr, "mount_gradio_app", lambda *given, **named: mount(*given, **{**named, "mcp_server": False}))
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with served(engine, api_key=KEY, tools=True) as url:
+        for route in ("upload", "run/caption_picture", "call/caption_picture", "mcp/../upload", "mcpx", "queue/join"):
+            file = {"files": ("a.png", png())}
+            assert httpx.post(f"{url}{PATH}/gradio_api/{route}", files=file).status_code == 401
+            refused = httpx.post(f"{url}{PATH}/gradio_api/{route}", files=file, headers=headers)
+            assert "there is nothing here but /tools/gradio_api/mcp/" in error_of(refused)["message"]
+        for route in ("", "/", "/config", "/gradio_api/info", "/gradio_api/file=/etc/passwd"):
+            assert httpx.get(f"{url}{PATH}{route}", headers=headers).status_code == 404
 
 
 def test_a_client_of_the_protocol_lists_and_calls_the_tools(engine: Engine, pipeline: Pipeline) -> None:
