@@ -20,12 +20,21 @@ def app(
     models_open: ModelsOpen = None,
     device: OnDevice = Device.AUTO,
     dtype: InType = DType.AUTO,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let other machines in; the page has no password.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Serve the web page."""
+    from app.api.hosts import is_loopback
     from app.serving import check_address
     from app.serving import serve as run
 
+    if not (is_loopback(host) or insecure):
+        raise ValueError(
+            f"{host} lets other machines in, and the page has no password here: "
+            f"`mm-rwkv7 serve --host {host} --api-key KEY` serves it with one, --insecure lets anybody in"
+        )
     check_address(host, port)
     run(_models(model, device, dtype, models_open), host, port)
 

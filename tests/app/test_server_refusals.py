@@ -395,6 +395,8 @@ def test_nobody_is_let_in_by_accident(host: str, key: str | None, insecure: bool
 
 
 def test_the_command_refuses_to_be_exposed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["app", "--host", "0.0.0.0"]) == 2
+    assert "0.0.0.0 lets other machines in" in capsys.readouterr().err
     assert main(["serve", "--host", "0.0.0.0"]) == 2
     assert "--insecure" in capsys.readouterr().err
     assert main(["serve", "--fetch-from", "example.com"]) == 2
