@@ -8,7 +8,6 @@ where it is from.
 
 import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -144,13 +143,6 @@ def read_text(path: Path, origin: str) -> str:
     if text[:200].lstrip().lower().startswith(("<!doctype", "<html", "<?xml")):
         raise ValueError(f"{path} is a web page, not the file itself; it comes from {origin}")
     return text
-
-
-def write(path: Path, text: str) -> None:
-    """A file that is there whole or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def unique(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str, Record]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from eval import manifest, predictions, statistics
-from eval.files import write
 from eval.task import Sample, Scores, Task
+from mm_rwkv7.whole import write_text
 
 NAME = "scores.json"
 JUDGED = "judged.jsonl"
@@ -46,14 +46,14 @@ def score(task: Task, data: Path, out: Path, partial: bool = False, seed: int = 
     submission = task.submission(source, predicted) if not described["partial"] else None
     if submission is not None:
         name, text = submission
-        write(folder / name, text)
+        write_text(folder / name, text)
         described["submission"] = name
         described["notes"].append(f"{name} is for the official server")
     elif not task.scored_here:
         described["notes"].append("the answers are not public, and the official server wants every question answered")
     per_sample = {} if judged is None else judged.per_sample
-    write(folder / JUDGED, "".join(_judged_line(sample, per_sample) for sample in samples))
-    write(folder / NAME, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / JUDGED, "".join(_judged_line(sample, per_sample) for sample in samples))
+    write_text(folder / NAME, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
     return described
 
 

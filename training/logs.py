@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mm_rwkv7.bench.memory import process_peak
+from mm_rwkv7.whole import write_text
 from training.boards import Answered, Board, open_board
 
 
@@ -75,9 +76,7 @@ def cut_log(path: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     whole = [line for line in lines if line.endswith("}")]
     kept = [line for line in whole if json.loads(line)["step"] <= step]
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    draft.replace(path)
+    write_text(path, "".join(line + "\n" for line in kept))
 
 
 def peak_memory(device: torch.device) -> float:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mm_rwkv7.bench.roofline import device_peak
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.whole import write_text
 from training.checkpoints import Checkpoints
 from training.config import RunConfig, describe
 from training.distributed import World
@@ -257,9 +258,7 @@ def check_config(folder: Path, run: RunConfig) -> None:
 def write_config(folder: Path, run: RunConfig) -> None:
     """`config.yaml`: the run, resolved. From here on the folder is this run's."""
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / "config.yaml.tmp"
-    draft.write_text(describe(run), encoding="utf-8")
-    draft.replace(folder / "config.yaml")
+    write_text(folder / "config.yaml", describe(run))
 
 
 def _to(value: Any, device: torch.device) -> Any:
