@@ -29,9 +29,10 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for place in (self.file, *self.boards):
-            if place is not None:
-                place.close()
+        if self.file is not None:
+            self.file.close()
+        for board in self.boards:
+            board.close(_exit_code(error))
 
     def begin(self, step: int) -> None:
         """Go on after `step`, at a stage's beginning: lines of later steps, which a kill may have left, are dropped."""
@@ -82,6 +83,13 @@ def cut_log(path: Path, step: int) -> None:
 def peak_memory(device: torch.device) -> float:
     """The most memory used so far, in MB: of the GPU by tensors, or of the process."""
     return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_peak()) / 1e6
+
+
+def _exit_code(error: BaseException | None) -> int:
+    """What the process ends with when `error` leaves it."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return 0 if error is None else 1
 
 
 def _rounded(value: Any) -> Any:

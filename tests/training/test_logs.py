@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,7 +89,7 @@ class Recorder:
     def __init__(self) -> None:
         self.begun: list[dict[str, Any]] = []
         self.told: list[tuple[int, dict[str, Any]]] = []
-        self.ended = 0
+        self.ended: list[int] = []
 
     def init(self, **settings: Any) -> "Recorder":
         self.begun.append(settings)
@@ -97,8 +98,8 @@ class Recorder:
     def log(self, numbers: dict[str, Any], step: int) -> None:
         self.told.append((step, numbers))
 
-    def finish(self) -> None:
-        self.ended += 1
+    def finish(self, exit_code: int = 0) -> None:
+        self.ended.append(exit_code)
 
     def Image(self, value: Any) -> Any:  # noqa: N802
         return ("image", value.shape)
@@ -126,7 +127,7 @@ def test_a_board_elsewhere_is_one_run_with_numbers_and_answers(
     assert first == second, "the run that goes on is the same"
     assert first["config"] == {"seed": 3}
     assert first["resume"] == "allow"
-    assert recorder.ended == 2
+    assert recorder.ended == [0, 0]
     (step, numbers), (_, shown), *_ = recorder.told
     assert (step, numbers) == (1, {"loss": 0.5})
     table = shown["samples"]
@@ -134,6 +135,20 @@ def test_a_board_elsewhere_is_one_run_with_numbers_and_answers(
     assert table.data[0] == ["what 0?", "expected 0", "said 0", ("image", (6, 9, 3)), None, None]
     assert table.data[1][3:] == [None, *[("audio", (800,), 8000)] * 2]
     assert table.data[2][3:] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(SystemExit(143), 143), (ValueError("a broken file"), 1), (KeyboardInterrupt(), 1)]
+)
+def test_a_run_that_fails_is_not_shown_as_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
+    with suppress(type(error)), Log(tmp_path, ["wandb"], {}) as log:
+        log.begin(0)
+        raise error
+    assert recorder.ended == [code]
 
 
 @pytest.mark.parametrize("place", ["wandb", "trackio"])
