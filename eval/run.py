@@ -102,7 +102,7 @@ def _sampling(task: Task, settings: Settings) -> "Sampling":
     from mm_rwkv7.sampling import Sampling
 
     return Sampling(
-        max_new_tokens=settings.max_new_tokens or task.max_new_tokens,
+        max_new_tokens=task.max_new_tokens if settings.max_new_tokens is None else settings.max_new_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
         seed=settings.seed,

@@ -2,14 +2,17 @@
 `python -m training prepare IN OUT` writes shards (`training.data.prepare`)."""
 
 import os
+import signal
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from mm_rwkv7.command import Parser, run_command
 
 PATIENCE = 10.0  # seconds
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +55,7 @@ def _train(options: Namespace) -> None:
             if plan.wrong:
                 raise ValueError(f"this run would not begin: {'; '.join(plan.wrong)}")
         return
+    from training.checkpoints import kept_steps
     from training.run import check_processes, train
 
     try:
@@ -61,7 +65,13 @@ def _train(options: Namespace) -> None:
             raise
         time.sleep(PATIENCE)  # torchrun ends all processes with the first that fails: let that one say why
         raise SystemExit(2) from None
-    place = train(run, device)
+    try:
+        place = train(run, device)
+    except KeyboardInterrupt:
+        if first:
+            kept = max(kept_steps(Path(run.run)), default=0)
+            print(f"interrupted: {run.run} keeps step {kept}; the same command goes on from there", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     if first:
         print(place)
 

@@ -74,10 +74,9 @@ def cut_log(path: Path, step: int) -> None:
     """Keep the lines up to `step`; a kill may have left later ones, the last of them torn."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    whole = [line for line in lines if line.endswith("}")]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
-    write_text(path, "".join(line + "\n" for line in kept))
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("}\n")]
+    write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
 
 
 def peak_memory(device: torch.device) -> float:

@@ -1,6 +1,7 @@
 """Bad usage and bad input of the commands: one line, exit code 2."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +33,18 @@ def test_it_is_one_line(
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_an_interrupted_training_says_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        (tmp_path / "checkpoints/step-40").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.run.train", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        train.main(["smoke", "--device", "cpu", "--set", f"run={tmp_path}"])
+    assert ended.value.code == 130
+    told = f"interrupted: {tmp_path} keeps step 40; the same command goes on from there\n"
+    assert capsys.readouterr().err == told

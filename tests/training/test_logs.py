@@ -69,6 +69,15 @@ def test_a_log_that_goes_on_forgets_the_steps_that_are_taken_again(tmp_path: Pat
     assert [(event.step, event.value) for event in board_of(tmp_path).Scalars("loss")] == wanted
 
 
+def test_a_line_that_a_kill_tore_anywhere_is_dropped(tmp_path: Path) -> None:
+    last = json.dumps({"step": 2, "left_out": ["a name with } in it"]}) + "\n"
+    for end in range(len(last)):
+        (tmp_path / "log.jsonl").write_text('{"step": 1}\n' + last[:end])
+        with Log(tmp_path, [], {}) as log:
+            log.begin(2)
+        assert lines(tmp_path) == [{"step": 1}], last[:end]
+
+
 def test_the_board_shows_answers_with_what_they_are_about(tmp_path: Path, answers: list[Answered]) -> None:
     with Log(tmp_path, ["tensorboard"], {}) as log:
         log.begin(0)
