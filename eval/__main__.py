@@ -32,14 +32,16 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code (2: bad usage or bad input, 1: the machine refused something)."""
+    """Runs one command and returns its exit code (2: bad usage or bad input, 1: the machine refused something, 130:
+    interrupted)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["all", *arguments]
     try:
         return run_command(_parser(), arguments, _act)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        kept = str(stopped) or "the answers written so far are kept"
+        print(f"interrupted: {kept}; the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         raise

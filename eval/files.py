@@ -8,7 +8,6 @@ where it is from.
 
 import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -112,13 +111,16 @@ def read_jsonl(path: Path, origin: str) -> list[Record]:
 def read_csv(path: Path, origin: str, columns: Sequence[str] | None = None, comment: str = "") -> list[Record]:
     """A CSV file, an object of texts a line, named by its first line, or by `columns` in a file that has no such line.
     Lines that begin with `comment` are passed over."""
-    lines = read_text(path, origin).splitlines()
+    lines = read_text(path, origin).split("\n")  # and not where Unicode has more ends of line
     kept = [
         (n, line)
         for n, line in enumerate(lines, start=1)
         if line.strip() and not (comment and line.startswith(comment))
     ]
-    rows = list(csv.reader((line for _, line in kept), skipinitialspace=True))
+    try:
+        rows = list(csv.reader((line for _, line in kept), skipinitialspace=True))
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV table: {error}") from error
     if len(rows) != len(kept):
         raise ValueError(f"{path}: a quoted field goes over the end of its line")
     named = list(zip((number for number, _ in kept), rows, strict=True))
@@ -144,13 +146,6 @@ def read_text(path: Path, origin: str) -> str:
     if text[:200].lstrip().lower().startswith(("<!doctype", "<html", "<?xml")):
         raise ValueError(f"{path} is a web page, not the file itself; it comes from {origin}")
     return text
-
-
-def write(path: Path, text: str) -> None:
-    """A file that is there whole or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def unique(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str, Record]:

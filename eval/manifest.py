@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import prompts
-from eval.files import read_json, write
+from eval.files import read_json
 from eval.task import Sample, Task
 from mm_rwkv7 import __version__
+from mm_rwkv7.whole import write_text
 
 if TYPE_CHECKING:
     from eval.run import Settings
@@ -114,7 +115,7 @@ def agree(path: Path, fields: Mapping[str, Any]) -> None:
     """Write a manifest, or make sure that it is there, beside others that say the same."""
     check(path.parent, fields)
     if not path.exists():
-        write(path, json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
 
 
 def common(folder: Path) -> dict[str, Any] | None:

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 from eval import manifest, plan, predictions
-from eval.files import read_jsonl, unique, write
+from eval.files import read_jsonl, unique
 from eval.task import Task
+from mm_rwkv7.whole import write_text
 
 SHARD = re.compile(r"predictions\.(\d+)-of-(\d+)\.jsonl")
 
@@ -25,7 +26,7 @@ def merge(task: Task, data: Path, out: Path) -> Path:
     )
     predictions.check_ids(folder, records, [sample.id for sample in asked], partial=False)
     target = folder / predictions.NAME
-    write(target, "".join(predictions.line(records[sample.id].value) for sample in asked))
+    write_text(target, "".join(predictions.line(records[sample.id].value) for sample in asked))
     if known is not None:
         manifest.agree(folder / manifest.NAME, known)
     return target

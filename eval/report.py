@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from eval import predictions
-from eval.files import Record, read_json, read_jsonl, write
+from eval.files import Record, read_json, read_jsonl
 from eval.gallery import Exhibit, choose
 from eval.published import Figure, figures
 from eval.score import JUDGED, NAME, clusters_of
 from eval.statistics import Paired, paired
 from eval.task import Task
+from mm_rwkv7.whole import write_text
 
 SCORED = "`eval score`"
 
@@ -56,9 +57,9 @@ def report(tasks: Sequence[Task], data: Path, out: Path, other: Path | None = No
         }
         for section in sections
     ]
-    write(out / "report.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")
-    write(out / "report.md", markdown(sections, other))
-    write(out / "report.html", page(sections, other))
+    write_text(out / "report.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "report.md", markdown(sections, other))
+    write_text(out / "report.html", page(sections, other))
     return out / "report.html"
 
 

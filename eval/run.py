@@ -67,7 +67,7 @@ def prepare(task: Task, data: Path, out: Path, settings: Settings) -> Prepared:
 
 def run(prepared: Prepared, model: "Pipeline | Listener") -> Path:
     """Write the predictions that are not there yet to OUT/<task>/, a line each, and return their file. A `Listener`
-    answers only tasks of mode `HEAD`."""
+    answers only tasks of mode `HEAD`. A KeyboardInterrupt leaves it with a message that says what is kept."""
     from tqdm import tqdm
 
     prepared.agree(model)
@@ -93,6 +93,8 @@ def run(prepared: Prepared, model: "Pipeline | Listener") -> Path:
                     bar.update()
             except ValueError as error:
                 raise ValueError(f"{task.name}, questions {batch[0].id!r} to {batch[-1].id!r}: {error}") from error
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"{log.written} of {len(ids)} answers are kept in {path}") from None
     return path
 
 
@@ -100,7 +102,7 @@ def _sampling(task: Task, settings: Settings) -> "Sampling":
     from mm_rwkv7.sampling import Sampling
 
     return Sampling(
-        max_new_tokens=settings.max_new_tokens or task.max_new_tokens,
+        max_new_tokens=task.max_new_tokens if settings.max_new_tokens is None else settings.max_new_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
         seed=settings.seed,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from eval import manifest, predictions, statistics
-from eval.files import write
 from eval.task import Sample, Scores, Task
+from mm_rwkv7.whole import write_text
 
 NAME = "scores.json"
 JUDGED = "judged.jsonl"
@@ -29,16 +29,18 @@ def score(task: Task, data: Path, out: Path, partial: bool = False, seed: int = 
     predictions.check_ids(path, predicted, [sample.id for sample in all_samples], partial)
     samples = [sample for sample in all_samples if sample.id in predicted]
     judged = task.score(source, predicted) if task.scored_here else None
+    per_sample = {} if judged is None else judged.per_sample
+    counted = [sample for sample in samples if sample.id in per_sample] if per_sample else samples
     described: dict[str, Any] = {
         "task": task.name,
         "variant": task.variant,
         "mode": str(task.mode),
         "main": None if judged is None else judged.main,
         "metrics": {} if judged is None else dict(judged.metrics),
-        "stderr": {} if judged is None else errors(judged, samples, seed),
-        "n": len(samples if judged is None else judged.per_sample or samples),
+        "stderr": {} if judged is None else errors(judged, counted, seed),
+        "n": len(counted),
         "partial": len(samples) < len(all_samples),
-        "ids": ids_digest(samples),
+        "ids": ids_digest(counted),
         "model": known and known["model"],
         "breakdown": {} if judged is None else {name: dict(rows) for name, rows in judged.breakdown.items()},
         "notes": [] if judged is None else list(judged.notes),
@@ -46,20 +48,19 @@ def score(task: Task, data: Path, out: Path, partial: bool = False, seed: int = 
     submission = task.submission(source, predicted) if not described["partial"] else None
     if submission is not None:
         name, text = submission
-        write(folder / name, text)
+        write_text(folder / name, text)
         described["submission"] = name
         described["notes"].append(f"{name} is for the official server")
     elif not task.scored_here:
         described["notes"].append("the answers are not public, and the official server wants every question answered")
-    per_sample = {} if judged is None else judged.per_sample
-    write(folder / JUDGED, "".join(_judged_line(sample, per_sample) for sample in samples))
-    write(folder / NAME, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / JUDGED, "".join(_judged_line(sample, per_sample) for sample in samples))
+    write_text(folder / NAME, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
     return described
 
 
 def errors(judged: Scores, samples: Sequence[Sample], seed: int) -> dict[str, float]:
-    """Standard errors by name: of the main metric `plain` and `clustered`, where it is a mean; of metrics of a whole
-    corpus `<metric>_bootstrap`."""
+    """Standard errors by name, over the `samples` that count: of the main metric `plain` and `clustered`, where it is a
+    mean; of metrics of a whole corpus `<metric>_bootstrap`."""
     clusters = clusters_of(samples)
     found: dict[str, float] = {}
     if judged.per_sample and judged.main not in judged.corpus:

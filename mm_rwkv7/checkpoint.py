@@ -14,7 +14,8 @@ from mm_rwkv7.interop.format import Checkpoint
 from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.ops import wkv7
-from mm_rwkv7.weights import load_strictly, replacing
+from mm_rwkv7.weights import load_strictly
+from mm_rwkv7.whole import replacing
 
 SHARD = 5 * 10**9  # bytes; larger models are split, with an index
 

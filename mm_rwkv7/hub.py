@@ -1,13 +1,13 @@
 """Models from the Hugging Face hub: a repository's model, or one file with what belongs to it, downloaded once."""
 
 import sys
-import uuid
 from collections.abc import Collection
 from contextlib import suppress
 from json import JSONDecodeError
 from pathlib import Path, PurePosixPath
 
 from mm_rwkv7.interop.naming import CONFIG, INDEX, PILE_TOKENIZERS, SHARD, one_model, other_half, shards
+from mm_rwkv7.whole import replacing_file
 
 PREFIX = "hf:"
 MAIN = "main"
@@ -80,9 +80,8 @@ def _note(snapshot: Path) -> None:
     reference = snapshot.parent.parent / "refs" / MAIN
     with suppress(OSError):  # a cache that may only be read
         reference.parent.mkdir(exist_ok=True)
-        draft = reference.with_name(f"{MAIN}.{uuid.uuid4().hex}")
-        draft.write_text(snapshot.name)
-        draft.replace(reference)
+        with replacing_file(reference) as draft:
+            draft.write_text(snapshot.name)
 
 
 def _instead(name: str, repo: str, file: str, error: BaseException) -> Path:

@@ -4,14 +4,14 @@ Letters: B batch, H heads, N head size, D width.
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from mm_rwkv7.whole import replacing_file
 
 FORMAT = "mm-rwkv7-state/1"
 
@@ -83,15 +83,8 @@ class State:
         }
         metadata = {"format": FORMAT, "model": str(self.model), "tokens_seen": str(self.tokens_seen)}
         metadata["open_turn"] = str(int(self.open_turn))
-        path = Path(path)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        os.close(handle)
-        try:
+        with replacing_file(path) as draft:
             save_file(tensors, draft, metadata)
-            os.replace(draft, path)
-        except BaseException:
-            os.unlink(draft)
-            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: str | None = None) -> "State":

@@ -1,11 +1,8 @@
 """Weights on disk: where a model's folder is, its tensors, and how they come into a module, all or none."""
 
 import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -106,27 +103,3 @@ def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return bool(torch.stack(tensor.aminmax()).isfinite().all())
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` to write to, which takes its place when the block ends well."""
-    target = target.resolve()  # the folder itself where a link or "." names it
-    target.parent.mkdir(parents=True, exist_ok=True)
-    old = target.with_name(f".{target.name}-old")
-    if old.exists() and not target.exists():  # a kill came between the two renames below
-        old.rename(target)
-    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
-        yield draft
-        draft.chmod(0o755)
-        for file in draft.iterdir():
-            if file.is_file():
-                file.chmod(0o644)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-        draft.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

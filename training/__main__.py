@@ -2,6 +2,7 @@
 `python -m training prepare IN OUT` writes shards (`training.data.prepare`)."""
 
 import os
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -12,6 +13,7 @@ from mm_rwkv7.command import Parser, check_writable, run_command
 
 PATIENCE = 10.0  # seconds
 PREPARE = "`python -m training prepare IN OUT` writes shards of your own data; with --help it says more."
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,6 +58,7 @@ def _train(options: Namespace) -> None:
             if plan.wrong:
                 raise ValueError(f"this run would not begin: {'; '.join(plan.wrong)}")
         return
+    from training.checkpoints import kept_steps
     from training.logs import summary
     from training.run import check_processes, train
 
@@ -66,7 +69,13 @@ def _train(options: Namespace) -> None:
             raise
         time.sleep(PATIENCE)  # torchrun ends all processes with the first that fails: let that one say why
         raise SystemExit(2) from None
-    place = train(run, device)
+    try:
+        place = train(run, device)
+    except KeyboardInterrupt:
+        if first:
+            kept = max(kept_steps(Path(run.run)), default=0)
+            print(f"interrupted: {run.run} keeps step {kept}; the same command goes on from there", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     if first:
         print(summary(Path(run.run)), file=sys.stderr)
         print(place)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.rwkv7 import RWKV7
-from mm_rwkv7.weights import replacing
+from mm_rwkv7.whole import replacing
 from training.packed import PackedStage
 from training.settings import StageConfig
 

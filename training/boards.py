@@ -29,7 +29,9 @@ class Board(Protocol):
 
     def show(self, step: int, answers: Sequence[Answered]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, code: int) -> None:
+        """The run's process ends, with this exit code."""
+        ...
 
 
 def open_board(name: str, folder: Path, settings: Mapping[str, Any], step: int) -> Board:
@@ -70,7 +72,7 @@ class TensorBoard:
                     waveform, rate = soundfile.read(path, dtype="float32")
                     self.board.add_audio(f"samples/{i}/{j}", waveform[None], step, rate)
 
-    def close(self) -> None:
+    def close(self, code: int) -> None:
         self.board.close()
 
 
@@ -95,8 +97,8 @@ class WandB:
         columns, rows = _table(answers, self.wandb.Image, self.wandb.Audio)
         self.run.log({"samples": self.wandb.Table(columns=columns, data=rows)}, step=step)
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, code: int) -> None:
+        self.run.finish(exit_code=code)  # a run of any other than 0 is shown as failed
 
 
 class Trackio:
@@ -114,7 +116,7 @@ class Trackio:
         columns, rows = _table(answers, self.trackio.Image, self.trackio.Audio)
         self.trackio.log({"samples": self.trackio.Table(columns=columns, data=rows)}, step=step)
 
-    def close(self) -> None:
+    def close(self, code: int) -> None:
         self.trackio.finish()
 
 

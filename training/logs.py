@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mm_rwkv7.bench.memory import process_peak
+from mm_rwkv7.whole import write_text
 from training.boards import Answered, Board, open_board
 
 
@@ -28,9 +29,10 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for place in (self.file, *self.boards):
-            if place is not None:
-                place.close()
+        if self.file is not None:
+            self.file.close()
+        for board in self.boards:
+            board.close(_exit_code(error))
 
     def begin(self, step: int) -> None:
         """Go on after `step`, at a stage's beginning: lines of later steps, which a kill may have left, are dropped."""
@@ -72,12 +74,9 @@ def cut_log(path: Path, step: int) -> None:
     """Keep the lines up to `step`; a kill may have left later ones, the last of them torn."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    whole = [line for line in lines if line.endswith("}")]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    draft.replace(path)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("}\n")]
+    write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
 
 
 def summary(folder: Path) -> str:
@@ -95,6 +94,13 @@ def summary(folder: Path) -> str:
 def peak_memory(device: torch.device) -> float:
     """The most memory used so far, in MB: of the GPU by tensors, or of the process."""
     return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_peak()) / 1e6
+
+
+def _exit_code(error: BaseException | None) -> int:
+    """What the process ends with when `error` leaves it."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return 0 if error is None else 1
 
 
 def _rounded(value: Any) -> Any:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mm_rwkv7.bench.roofline import device_peak
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.whole import write_text
 from training.checkpoints import Checkpoints
 from training.config import RunConfig, describe
 from training.distributed import World
@@ -104,7 +105,7 @@ def train_stage(
             record |= _speed(outcome.tokens, time.perf_counter() - tick, waited, operations, world)
             record |= {"tokens_seen": progress.tokens, "time": time.time() - began, "grad_norm": outcome.norm}
             record |= outcome.report
-            if left_out := [fault for several in world.gather(_faults(packs)) for fault in several]:
+            if left_out := _faults(packs, world):
                 record["left_out"] = left_out
             if wrong is not None:
                 record |= {"skipped": wrong, "samples": named}
@@ -197,7 +198,8 @@ def _wrong(outcome: Outcome, usual: float | None, spike: float) -> str | None:
 
 
 def _samples(packs: Sequence[Batch], outcome: Outcome, world: World) -> list[str]:
-    """The samples of the packs whose loss is no number, or else of the pack whose loss is the largest."""
+    """The samples of the packs whose loss is no number, or else of the pack whose loss is the largest, each once: the
+    processes that share a pack all know it."""
     mine = [
         (-math.inf if math.isfinite(loss) else 0.0, loss, list(map(str, pack.get("samples", ()))))
         for loss, pack in zip(outcome.packs, packs, strict=True)
@@ -206,12 +208,13 @@ def _samples(packs: Sequence[Batch], outcome: Outcome, world: World) -> list[str
     bad = [samples for no_number, _, samples in every if no_number == 0.0]
     if not bad:
         bad = [max(every, key=lambda pack: pack[1])[2]]
-    return [sample for samples in bad for sample in samples]
+    return list(dict.fromkeys(sample for samples in bad for sample in samples))
 
 
-def _faults(packs: Sequence[Batch]) -> list[str]:
-    """What was left out on the way to these packs."""
-    return [str(fault) for pack in packs for fault in pack.get("faults", ())]
+def _faults(packs: Sequence[Batch], world: World) -> list[str]:
+    """What was left out on the way to these packs, over all processes; of those that share packs, one tells it."""
+    mine = [str(fault) for pack in packs for fault in pack.get("faults", ())]
+    return [fault for several in world.gather(mine)[:: world.context] for fault in several]
 
 
 class _Told:
@@ -257,9 +260,7 @@ def check_config(folder: Path, run: RunConfig) -> None:
 def write_config(folder: Path, run: RunConfig) -> None:
     """`config.yaml`: the run, resolved. From here on the folder is this run's."""
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / "config.yaml.tmp"
-    draft.write_text(describe(run), encoding="utf-8")
-    draft.replace(folder / "config.yaml")
+    write_text(folder / "config.yaml", describe(run))
 
 
 def _to(value: Any, device: torch.device) -> Any:

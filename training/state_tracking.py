@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from mm_rwkv7.initialisation import initialise
 from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config
+from mm_rwkv7.whole import write_text
 from training.study import StudyConfig, Task
 from training.word_problems import WordProblem
 
@@ -162,8 +163,10 @@ def run_study(config: StudyConfig) -> str:
         for task in config.tasks
         for model in config.models
     ]
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    done = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have torn the last one
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith("\n"):  # a kill tore it
+        write_text(path, "".join(lines := lines[:-1]))
+    done = list(map(json.loads, lines))
     results = [result for result in done if {name: result.get(name) for name in wanted[0]} in wanted]
     for run in wanted:
         if not any(run.items() <= result.items() for result in results):

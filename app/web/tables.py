@@ -2,12 +2,12 @@
 
 import csv
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from mm_rwkv7.whole import replacing_file
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet runs begins with one of these
 
@@ -34,15 +34,9 @@ def _as_text(cell: str) -> str:
 
 @contextmanager
 def _whole(path: Path, encoding: str) -> Iterator[IO[str]]:
-    """A draft beside `path`, which takes its place when all of it is on disk. Half a surrogate pair, which UTF-8 may
-    not hold, is written as its escape."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with open(handle, "w", encoding=encoding, errors="backslashreplace", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
+    """Half a surrogate pair, which UTF-8 may not hold, is written as its escape."""
+    with (
+        replacing_file(path) as draft,
+        draft.open("w", encoding=encoding, errors="backslashreplace", newline="") as file,
+    ):
+        yield file

@@ -97,6 +97,8 @@ class Esc(Task):
 class Written(Esc):
     """What the model writes when it is asked."""
 
+    variant = "generate: the one label that the answer is or names"
+
     def said(self, prediction: Any, names: Sequence[str]) -> str | None:
         return parse(str(prediction), names)
 
@@ -113,6 +115,7 @@ class Rated(Esc):
 class Likeliest(Rated):
     """The label that is likeliest as an answer."""
 
+    variant = "likelihood: the label that is likeliest as the whole answer"
     mode = Mode.LIKELIHOOD
 
     def predict(self, pipeline: "Pipeline", samples: Sequence[Sample]) -> Iterator[list[float]]:
@@ -123,6 +126,7 @@ class Tagged(Rated):
     """The label that a tagging head, of a model or of a published tagger, finds likeliest. Most heads know AudioSet's
     classes, which are not the same: several may be one label (the greatest counts), and three labels are none."""
 
+    variant = "head: the label whose class, by its own name or one of AudioSet's, the tagging head finds likeliest"
     mode = Mode.HEAD
 
     def predict(self, pipeline: "Pipeline | Listener", samples: Sequence[Sample]) -> Iterator[list[float]]:
@@ -136,35 +140,26 @@ class Tagged(Rated):
 
 class Esc50(Written):
     name = "esc50"
-    variant = "generate: the one label that the answer is or names"
-
-
-class Esc10(Written):
-    name = "esc10"
-    variant = "generate: the one label that the answer is or names"
-    esc10 = True
 
 
 class Esc50Likelihood(Likeliest):
     name = "esc50_likelihood"
-    variant = "likelihood: the label that is likeliest as the whole answer"
-
-
-class Esc10Likelihood(Likeliest):
-    name = "esc10_likelihood"
-    variant = "likelihood: the label that is likeliest as the whole answer"
-    esc10 = True
 
 
 class Esc50Head(Tagged):
     name = "esc50_head"
-    variant = "head: the label whose class, by its own name or one of AudioSet's, the tagging head finds likeliest"
+
+
+class Esc10(Written):
+    name, esc10 = "esc10", True
+
+
+class Esc10Likelihood(Likeliest):
+    name, esc10 = "esc10_likelihood", True
 
 
 class Esc10Head(Tagged):
-    name = "esc10_head"
-    variant = "head: the label whose class, by its own name or one of AudioSet's, the tagging head finds likeliest"
-    esc10 = True
+    name, esc10 = "esc10_head", True
 
 
 def spellings(label: str) -> tuple[str, ...]:

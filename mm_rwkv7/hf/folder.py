@@ -7,7 +7,7 @@ from mm_rwkv7.hf.modeling import MMRWKV7ForConditionalGeneration
 from mm_rwkv7.hf.processing import MMRWKV7Processor
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.replaceable import check_exported
-from mm_rwkv7.weights import replacing
+from mm_rwkv7.whole import replacing
 
 
 def export(model: MMRWKV7, folder: str | os.PathLike[str], card: str) -> None:

@@ -1,8 +1,6 @@
 """From a checkpoint of any known format to our folder, to one for transformers, or its language model to a file under
 BlinkDL's names."""
 
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.interop.warm_start import WarmStart, warm_start
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.replaceable import check_exported, check_native
+from mm_rwkv7.whole import replacing_file
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,8 @@ def _write_blinkdl(model: MMRWKV7, opened: Checkpoint, out: Path, card: str) -> 
     out.parent.mkdir(parents=True, exist_ok=True)
     # A tensor that is part of a mapped file would take the whole file with it.
     tensors = {name: tensor.clone() for name, tensor in blinkdl.theirs(model.lm.state_dict()).items()}
-    handle, draft = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(tensors, file)
-        Path(draft).chmod(0o644)
-        Path(draft).rename(out)
-    finally:
-        Path(draft).unlink(missing_ok=True)
+    with replacing_file(out) as draft, draft.open("wb") as file:  # a file's name would go into the file
+        torch.save(tensors, file)
     return model.lm
 
 

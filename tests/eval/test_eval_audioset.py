@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from eval.__main__ import main
 from eval.metrics.audioset import metrics
 from eval.run import Settings, prepare, run
 from eval.tasks.audioset import AudioSet, Embedding, Head, Likelihood
@@ -145,6 +146,26 @@ def test_score_needs_no_sounds_and_counts_what_is_gone(data: Path, tmp_path: Pat
     assert sum(table.values()) / len(table) == pytest.approx(found["mAP"]), seed
     assert set(scores.per_sample) == set(alive)
     assert scores.corpus["mAP"](alive) == pytest.approx(found["mAP"]), seed
+
+
+def test_runs_are_judged_and_compared_on_the_clips_that_they_heard(
+    data: Path, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/audioset").symlink_to(data)
+    rng = random.Random(seed)
+    for name, gone in (("old", GONE), ("same", GONE), ("fewer", CLIPS[3:7])):
+        rows = {clip: [] if clip in gone else [rng.random() for _ in NAMES] for clip in CLIPS}
+        lines = (json.dumps({"id": clip, "prediction": row}) + "\n" for clip, row in rows.items())
+        write(tmp_path / name / "audioset/predictions.jsonl", "".join(lines))
+        where = ["--tasks", "audioset", "--data", str(tmp_path / "data"), "--out", str(tmp_path / name)]
+        assert main(["score", *where]) == 0
+        scores = json.loads((tmp_path / name / "audioset/scores.json").read_text())
+        assert scores["n"] == len(CLIPS) - len(gone)
+        assert 0 < scores["stderr"]["mAP_bootstrap"] < scores["metrics"]["mAP"], f"seed {seed}"
+        compared = main(["report", *where, "--compare", str(tmp_path / "old")])
+        assert compared == (2 if name == "fewer" else 0)
+    assert "audioset was scored on other questions there" in capsys.readouterr().err
 
 
 def test_a_perfect_model_scores_one(data: Path) -> None:

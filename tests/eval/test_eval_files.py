@@ -86,6 +86,10 @@ def test_csv_comes_by_column_with_line_numbers(tmp_path: Path) -> None:
         files.read_csv(saved(tmp_path, 'id,label\n1,"dog\n2,cat\n'), ORIGIN)
     with pytest.raises(ValueError, match="empty"):
         files.read_csv(saved(tmp_path, ""), ORIGIN)
+    (row,) = files.read_csv(saved(tmp_path, "id,label\n1,dog\u2028cat\n"), ORIGIN)
+    assert row["label"].text() == "dog\u2028cat"
+    with pytest.raises(ValueError, match="is no CSV table: field larger than field limit"):
+        files.read_csv(saved(tmp_path, f"id,label\n1,{'d' * 200_000}\n"), ORIGIN)
 
 
 def test_missing_pictures_are_counted_and_the_first_named(tmp_path: Path) -> None:

@@ -196,15 +196,25 @@ def test_a_full_disk_is_one_line_and_no_loss(
     assert path.read_bytes() == whole
 
 
-def test_an_interrupted_run_says_that_it_goes_on(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_run_says_what_is_kept_and_goes_on(
+    whole: bytes, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    write = Log.write
 
-    monkeypatch.setattr(Log, "write", interrupt)
-    assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 130
-    assert capsys.readouterr().err.endswith("\ninterrupted; the same command goes on from here\n")
+    def interrupt(log: Log, fields: dict[str, Any]) -> None:
+        if log.written == 11:
+            raise KeyboardInterrupt
+        write(log, fields)
+
+    path = tmp_path / "scenes/predictions.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Log, "write", interrupt)
+        assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 130
+    told = f"interrupted: 11 of 30 answers are kept in {path}; the same command goes on from there"
+    assert capsys.readouterr().err.splitlines()[-1] == told
+    assert path.read_bytes().count(b"\n") == 11
+    assert evaluate("run", tmp_path, *ASK, "--model", tiny_checkpoint) == 0
+    assert path.read_bytes() == whole
 
 
 def test_a_last_line_torn_anywhere_is_cut_off(whole: bytes, tmp_path: Path) -> None:

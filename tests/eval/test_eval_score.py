@@ -42,6 +42,21 @@ def test_scores_need_predictions_alone(tmp_path: Path, seed: int, capsys: pytest
     assert {line["id"]: line["score"] == 100 for line in judged} == outcome
 
 
+def test_questions_about_one_picture_count_as_dependent(tmp_path: Path, seed: int) -> None:
+    """Where each picture's questions are all right or all wrong, their mean knows no more than the pictures tell."""
+    rng = random.Random(seed)
+    right = {str(picture): rng.random() < 0.5 for picture in range(1, 600, 2)}
+    (tmp_path / "scenes").mkdir()
+    lines = [
+        {"id": sample.id, "prediction": sample.expected if right[sample.id.partition("-")[0]] else "no idea"}
+        for sample in TASK.samples(Path())
+    ]
+    (tmp_path / "scenes/predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = score(TASK, Path(), tmp_path)["stderr"]
+    each = len(lines) / len(right)  # about eight
+    assert found["clustered"] == pytest.approx(found["plain"] * each**0.5, rel=2e-3), f"seed {seed}"
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -79,3 +79,18 @@ def test_an_evaluation_refuses_what_is_not_there_before_a_model_is_opened(
     monkeypatch.setattr("eval.__main__.prepare", None)
     assert evaluation.main([*ask, "--model", str(tmp_path / "model")]) == 2
     assert f"model '{tmp_path / 'model'}' does not exist" in capsys.readouterr().err
+
+
+def test_an_interrupted_training_says_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        (tmp_path / "checkpoints/step-40").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.run.train", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        train.main(["smoke", "--device", "cpu", "--set", f"run={tmp_path}"])
+    assert ended.value.code == 130
+    told = f"interrupted: {tmp_path} keeps step 40; the same command goes on from there\n"
+    assert capsys.readouterr().err == told

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,15 @@ def test_a_log_that_goes_on_forgets_the_steps_that_are_taken_again(tmp_path: Pat
     assert [(event.step, event.value) for event in board_of(tmp_path).Scalars("loss")] == wanted
 
 
+def test_a_line_that_a_kill_tore_anywhere_is_dropped(tmp_path: Path) -> None:
+    last = json.dumps({"step": 2, "left_out": ["a name with } in it"]}) + "\n"
+    for end in range(len(last)):
+        (tmp_path / "log.jsonl").write_text('{"step": 1}\n' + last[:end])
+        with Log(tmp_path, [], {}) as log:
+            log.begin(2)
+        assert lines(tmp_path) == [{"step": 1}], last[:end]
+
+
 def test_the_board_shows_answers_with_what_they_are_about(tmp_path: Path, answers: list[Answered]) -> None:
     with Log(tmp_path, ["tensorboard"], {}) as log:
         log.begin(0)
@@ -107,7 +117,7 @@ class Recorder:
     def __init__(self) -> None:
         self.begun: list[dict[str, Any]] = []
         self.told: list[tuple[int, dict[str, Any]]] = []
-        self.ended = 0
+        self.ended: list[int] = []
 
     def init(self, **settings: Any) -> "Recorder":
         self.begun.append(settings)
@@ -116,8 +126,8 @@ class Recorder:
     def log(self, numbers: dict[str, Any], step: int) -> None:
         self.told.append((step, numbers))
 
-    def finish(self) -> None:
-        self.ended += 1
+    def finish(self, exit_code: int = 0) -> None:
+        self.ended.append(exit_code)
 
     def Image(self, value: Any) -> Any:  # noqa: N802
         return ("image", value.shape)
@@ -145,7 +155,7 @@ def test_a_board_elsewhere_is_one_run_with_numbers_and_answers(
     assert first == second, "the run that goes on is the same"
     assert first["config"] == {"seed": 3}
     assert first["resume"] == "allow"
-    assert recorder.ended == 2
+    assert recorder.ended == [0, 0]
     (step, numbers), (_, shown), *_ = recorder.told
     assert (step, numbers) == (1, {"loss": 0.5})
     table = shown["samples"]
@@ -153,6 +163,20 @@ def test_a_board_elsewhere_is_one_run_with_numbers_and_answers(
     assert table.data[0] == ["what 0?", "expected 0", "said 0", ("image", (6, 9, 3)), None, None]
     assert table.data[1][3:] == [None, *[("audio", (800,), 8000)] * 2]
     assert table.data[2][3:] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(SystemExit(143), 143), (ValueError("a broken file"), 1), (KeyboardInterrupt(), 1)]
+)
+def test_a_run_that_fails_is_not_shown_as_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
+    with suppress(type(error)), Log(tmp_path, ["wandb"], {}) as log:
+        log.begin(0)
+        raise error
+    assert recorder.ended == [code]
 
 
 @pytest.mark.parametrize("place", ["wandb", "trackio"])

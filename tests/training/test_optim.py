@@ -89,6 +89,7 @@ def test_the_running_average_is_what_it_says(seed: int) -> None:
         kept = min(0.5, (1 + step) / (10 + step))
         expected = kept * expected + (1 - kept) * weight.data
         average.take(step)
+        torch.testing.assert_close(average.mean["weight"], expected, msg=f"seed {seed}, step {step}")
     average.finish()
     torch.testing.assert_close(weight.data, expected, msg=f"seed {seed}")
     assert torch.equal(frozen, torch.ones(3))

@@ -227,6 +227,20 @@ def test_a_bad_loss_names_its_samples_or_is_skipped(
     assert message in records[2]["skipped"]
 
 
+def test_the_usual_loss_is_a_mean_over_many_steps(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three times it is borne and does not make six times it usual."""
+    factors, calls, real = {1: 3.0, 2: 6.0}, itertools.count(), PackedStage.loss
+
+    def loss(self: PackedStage, pack: Any) -> Any:
+        found, report = real(self, pack)
+        return found * factors.get(next(calls) // 2, 1.0), report  # two packs a step
+
+    monkeypatch.setattr(PackedStage, "loss", loss)
+    train(load(write_recipe(tmp_path, start, "align", engine={"spike": 4.0, "on_bad_loss": "skip"})), CPU)
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "skipped" in record] == [3]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,5 +1,6 @@
 """Processes that share every pack of a text learn what one process learns."""
 
+import json
 import random
 import shutil
 import subprocess
@@ -55,17 +56,29 @@ def in_processes(count: int, *recipes: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def logged(run: Path) -> list[dict[str, Any]]:
+    return list(map(json.loads, (run / "log.jsonl").read_text().splitlines()))
+
+
 @pytest.mark.slow
 def test_groups_that_share_packs_learn_what_one_process_learns(data: Path, tmp_path: Path) -> None:
-    """Two groups of two, on documents with a state of their own and on endless lanes; then one group of two goes on
-    with the lanes where both were half-way."""
+    """Two groups of two, on documents with a state of their own and on endless lanes; a step that they skip names the
+    samples that one process names; then one group of two goes on with the lanes where both were half-way."""
     kinds: dict[str, dict[str, Any]] = {"documents": {}, "lanes": {"carried": True}}
     shared = []
     for kind, settings in kinds.items():
         path = write_recipe(tmp_path / kind, data, **settings)
         path.write_text(path.read_text() + "engine: {context_parallel: 2, recompute: true}\n")
         shared.append(path)
-    in_processes(4, *shared)
+    skipping = {}
+    for kind, context in (("skipped", 2), ("skipped-alone", 1)):  # the first step makes weights that no sum survives
+        skipping[kind] = write_recipe(tmp_path / kind, data, steps=2, learning_rate=1e38)
+        engine = f"engine: {{context_parallel: {context}, on_bad_loss: skip}}\n"
+        skipping[kind].write_text(skipping[kind].read_text() + engine)
+    in_processes(4, *shared, skipping["skipped"])
+    train(load(skipping["skipped-alone"]), CPU)
+    (_, named), (_, wanted) = (logged(tmp_path / kind / "run") for kind in skipping)
+    assert named["samples"] == wanted["samples"] != []
     for kind, settings in kinds.items():
         alone = load(write_recipe(tmp_path / f"{kind}-alone", data, **settings))
         train(alone, CPU)

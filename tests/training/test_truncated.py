@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mm_rwkv7.rwkv7 import RWKV7, RWKV7Config
-from mm_rwkv7.state import State
+from mm_rwkv7.state import LayerState, State
 from training.truncated import Lanes, backward_in_segments, detached
 
 
@@ -127,6 +127,22 @@ def test_lanes_go_on_where_a_checkpoint_was() -> None:
     for one, other in zip(before.layers, again.state(0).layers, strict=True):
         assert all(map(torch.equal, one, other)), f"seed {seed}"
     assert not any(tensor.any() for layer in again.state(1).layers for tensor in layer), "a lane that nobody read"
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_lane_keeps_no_state_that_is_no_number(number: float) -> None:
+    lm = random_lm(secrets.randbits(31))
+    lanes = Lanes(lm.config, 2)
+    _, state = lm(torch.randint(lm.config.vocab_size, (1, 5)))
+    lanes.keep(1, detached(state))
+    for layer in range(lm.config.layers):
+        for name in LayerState._fields:
+            broken = state.map(lambda tensor: tensor.detach().clone())
+            getattr(broken.layers[layer], name).view(-1)[-1] = number
+            lanes.keep(1, broken)
+    kept = [tensor for layer in lanes.state(1).layers for tensor in layer]
+    assert all(map(torch.equal, kept, (tensor for layer in state.layers for tensor in layer)))
+    assert not any(tensor.any() for layer in lanes.state(0).layers for tensor in layer)
 
 
 def test_nothing_to_learn_is_said() -> None:

@@ -7,7 +7,6 @@ Letters: I pictures (or tiles), W windows of sounds, M tokens of each, E width o
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mm_rwkv7.model import MMRWKV7
+from mm_rwkv7.whole import replacing_file
 
 
 class FeatureCache:
@@ -124,14 +124,8 @@ class Store:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = features.detach().to("cpu", self.dtype or features.dtype).contiguous()
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(save({"features": kept}))
-            os.replace(draft, path)
-        except BaseException:
-            os.unlink(draft)
-            raise
+        with replacing_file(path) as draft:
+            draft.write_bytes(save({"features": kept}))
 
     def complete(
         self, known: Sequence[Tensor | None], fresh: Sequence[Tensor], keys: Sequence[str], device: torch.device

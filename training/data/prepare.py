@@ -20,6 +20,7 @@ from tqdm import tqdm
 from mm_rwkv7.command import Parser, run_command
 from mm_rwkv7.pictures import load_picture
 from mm_rwkv7.sounds import check_sound
+from mm_rwkv7.whole import write_text
 from training.data.conversations import Conversation, Fault, Indexed, Media
 from training.data.media import at_hand, content
 from training.data.order import walk
@@ -88,7 +89,7 @@ def prepare(reader: Indexed, out: str | os.PathLike[str], size: int = SHARD_SIZE
                     raise ValueError(f"none of the first {len(places)} records can be read; the last one: {faults[-1]}")
                 size_there = (folder / name).stat().st_size
                 index["shards"][name] = {"samples": samples, "bytes": size_there, "skipped": [str(f) for f in faults]}
-                _replace(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False).encode())
+                write_text(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False))
             else:
                 bar.update(len(places))
     shards = index["shards"].values()
@@ -178,9 +179,3 @@ def _ending(kind: str, data: bytes) -> str:
     if found in kinds:
         return found
     return "jpg" if kind == "image" else "mp3"  # readers go by the content
-
-
-def _replace(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.tmp")  # the next try writes over it
-    draft.write_bytes(data)
-    os.replace(draft, path)

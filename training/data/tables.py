@@ -50,8 +50,9 @@ class Parquet(Indexed):
     def __init__(self, paths: Sequence[str | os.PathLike[str]], name: str) -> None:
         self.name = name
         self.paths = [Path(path) for path in paths]
-        self._groups = [(path, group) for path in self.paths for group in range(len(_groups(path)))]
-        self._sizes = [rows for path in self.paths for rows in _groups(path)]
+        groups = [(path, group, rows) for path in self.paths for group, rows in enumerate(_groups(path))]
+        self._groups = [(path, group) for path, group, _ in groups]
+        self._sizes = [rows for *_, rows in groups]
         self._rows = lru_cache(KEPT * (1 + len(MEDIA)))(self._read)
 
     @property

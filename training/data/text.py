@@ -217,6 +217,8 @@ def _open(path: str) -> Any:
     plain = Path(path)
     if (plain / "dataset_info.json").is_file():
         return datasets.load_from_disk(path)
+    if not plain.exists():
+        raise ValueError(f"{path}: there is no such file or folder, nor a {plain.name}.bin and {plain.name}.idx")
     files = [plain] if plain.is_file() else sorted(plain.rglob("*.parquet"))
     if not files or any(file.suffix not in FILES for file in files):
         raise ValueError(

@@ -1,5 +1,6 @@
 import dataclasses
 import multiprocessing
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -49,6 +50,17 @@ def test_what_goes_in_comes_out(tiny_model: MMRWKV7, tmp_path: Path, seed: int) 
     assert half.get(key) is None
     half.put(key, some_features(seed))
     assert torch.equal(half.get(key), some_features(seed).bfloat16()), f"seed {seed}"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_what_one_keeps_others_may_read(tiny_model: MMRWKV7, tmp_path: Path, seed: int) -> None:
+    before = os.umask(0o027)
+    try:
+        FeatureCache(tmp_path, tiny_model).pictures.put("key", some_features(seed))
+    finally:
+        os.umask(before)
+    found = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {0o640}
 
 
 def test_a_key_is_the_content(tiny_model: MMRWKV7, tmp_path: Path) -> None:

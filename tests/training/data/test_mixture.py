@@ -29,7 +29,7 @@ from training.data.feature_cache import FeatureCache
 from training.data.llava import Llava
 from training.data.media import picture_size, samples_of, tiles_of
 from training.data.mixture import IGNORED, Mixture
-from training.data.packing import pack
+from training.data.packing import TooLongError, pack, tokenize
 from training.data.readers import open_reader
 
 
@@ -173,6 +173,18 @@ class Words(Reader):
         answer = words(rng, 9) * (200 if self.long and number % self.long == 1 else 1)
         messages = ({"role": "user", "content": words(rng)}, {"role": "assistant", "content": answer})
         return Conversation(f"{self.name} {number}", messages, self.name)
+
+
+def test_a_conversation_may_fill_a_pack_to_its_last_token(processor: Processor, tmp_path: Path, seed: int) -> None:
+    for talk in conversations(tmp_path, seed):
+        whole = tokenize(processor, talk, 10**6)
+        size = len(whole.ids)
+        assert tokenize(processor, talk, size) == whole, f"seed {seed}"
+        if len(whole.answers) > 1:
+            assert tokenize(processor, talk, size - 1).answers == whole.answers[:-1], f"seed {seed}"
+        else:
+            with pytest.raises(TooLongError, match=f"it has more than {size - 1} tokens"):
+                tokenize(processor, talk, size - 1)
 
 
 def test_sources_are_drawn_by_weight(processor: Processor, seed: int) -> None:

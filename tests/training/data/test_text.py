@@ -185,8 +185,11 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"words": ["a"]}).save_to_disk(tmp_path / "data")
     with pytest.raises(ValueError, match=r"has the columns \['words'\], expected 'text'"):
         TextTable(tmp_path / "data", Tokenizer().encode)
-    with pytest.raises(ValueError, match="is no text: expected"):
+    with pytest.raises(ValueError, match="nothing: there is no such file or folder, nor a nothing"):
         open_text(tmp_path / "nothing", Tokenizer().encode)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="is no text: expected"):
+        open_text(tmp_path / "empty", Tokenizer().encode)
 
 
 def test_a_row_without_a_text_is_an_empty_one(tmp_path: Path) -> None:
