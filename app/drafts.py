@@ -1,11 +1,11 @@
 """What `State.save` leaves behind in a folder where its process is killed before it has written a state in full."""
 
-import re
 import time
 from contextlib import suppress
 from pathlib import Path
 
-DRAFT = re.compile(r"(state_)?[0-9a-f]{40}\.safetensors\w{8}\.tmp")
+from mm_rwkv7.whole import DRAFT
+
 OLD_S = 3600.0
 
 
@@ -13,8 +13,8 @@ def remove_drafts(folder: Path) -> None:
     """Remove the drafts of states that nobody has written to for an hour: a state takes a moment, so their processes,
     which may have run on other machines, are gone. Those of processes beside this one are younger."""
     before = time.time() - OLD_S
-    for path in folder.glob("*.tmp"):
-        if DRAFT.fullmatch(path.name):
+    for path in folder.glob(".*.tmp"):
+        if DRAFT.fullmatch(path.name) and path.is_file():
             with suppress(FileNotFoundError):  # another process was quicker
                 if path.stat().st_mtime < before:
                     path.unlink()

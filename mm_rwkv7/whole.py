@@ -1,12 +1,15 @@
 """Files and folders that are there whole or not at all, with the permissions that the process's umask gives."""
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_IMODE
+
+DRAFT = re.compile(r"\.[0-9a-f]{16}\.tmp")  # the name of what is not whole yet
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def test_drafts_of_killed_processes_go_and_those_of_others_stay(
 
     with monkeypatch.context() as patch:
         patch.setattr("safetensors.torch.save_file", killed)
-        patch.setattr("mm_rwkv7.state.os.unlink", lambda _: None)  # who is killed clears nothing away
+        patch.setattr("os.unlink", lambda _: None)  # who is killed clears nothing away
         for name in (_key(1).hex(), f"state_{_key(2).hex()}"):
             with pytest.raises(SystemExit):
                 _state(1).save(tmp_path / f"{name}.safetensors")
@@ -125,7 +125,7 @@ def test_drafts_of_killed_processes_go_and_those_of_others_stay(
     hours_ago = time.time() - 2 * OLD_S
     for path in tmp_path.iterdir():
         os.utime(path, (hours_ago, hours_ago))
-    beside = tmp_path / f"{_key(4).hex()}.safetensorsabcdefgh.tmp"
+    beside = tmp_path / f".{16 * 'a'}.tmp"
     beside.touch()
     StateCache(CPU, 0, 0, tmp_path).close()
     assert {path.name for path in tmp_path.iterdir()} == {"notes.tmp", f"{_key(3).hex()}.safetensors.tmp", beside.name}
