@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from mm_rwkv7.bench.models import Samples, add_model_arguments, bytes_read, timed_in_turns, times_faster
+from mm_rwkv7.bench.models import Samples, add_model_arguments, bytes_read, gathered, timed_in_turns, times_faster
 from mm_rwkv7.bench.roofline import reading_rate
 from mm_rwkv7.bench.timing import milliseconds, summary
 from mm_rwkv7.decode import ModuleStepper, Stepper, stepper
@@ -23,9 +23,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def rows(arguments: Namespace) -> list[dict[str, object]]:
     """One row per path. `limit_tokens_per_s` is the bandwidth over the bytes of all weights but the embedding table,
-    which a step reads once; `share_of_limit` what was reached of it. The bandwidth moves while others use the memory,
-    so it is measured right before and after every measurement of our paths; a precision's is the median of its own.
-    The logits are computed for every token; choosing one of them is not measured."""
+    which a step reads once; `share_of_limit` what was reached of it. The bandwidth is that of reading these very
+    weights, which lie in one piece: another place may be read twice as fast. It moves while others use the memory, so
+    it is measured right before and after every measurement of our paths; a precision's is the median of its own. The
+    logits are computed for every token; choosing one of them is not measured."""
     if arguments.tokens < 1:
         raise ValueError(f"--tokens is {arguments.tokens}, expected 1 or more")
     device = choose_device(arguments.device)
@@ -33,11 +34,12 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
     paths: list[str] = []
 
     def ours(dtype: str, model: RWKV7) -> Samples:
+        weights = gathered(model)
         made: dict[str, Callable[[], float]] = {f"step {dtype}": _sample(stepper(model), model, arguments.tokens)}
         if dtype != "int8":  # the modules make all of it fp32 again for every token
             made[f"modules {dtype}"] = _sample(ModuleStepper(model), model, arguments.tokens)
         paths.extend(made)
-        return {path: _between_readings(sample, device, bandwidths[dtype]) for path, sample in made.items()}
+        return {path: _between_readings(sample, weights, bandwidths[dtype]) for path, sample in made.items()}
 
     timings, known, models, missing = timed_in_turns(arguments, ours, "decode", arguments.tokens)
     found: list[dict[str, object]] = []
@@ -83,14 +85,14 @@ def _sample(step: Stepper, model: RWKV7, tokens: int) -> Callable[[], float]:
 
 
 def _between_readings(
-    sample: Callable[[], float], device: torch.device, bandwidths: list[float]
+    sample: Callable[[], float], weights: torch.Tensor, bandwidths: list[float]
 ) -> Callable[[], float]:
-    """The same sample; memory's bytes a second right before and after each go to `bandwidths`."""
+    """The same sample; the bytes a second of reading the weights right before and after each go to `bandwidths`."""
 
     def measured() -> float:
-        before = reading_rate(device)
+        before = reading_rate(weights)
         found = sample()
-        bandwidths.extend((before, reading_rate(device)))
+        bandwidths.extend((before, reading_rate(weights)))
         return found
 
     return measured

@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from itertools import accumulate
 
 import torch
 
@@ -16,6 +17,7 @@ from mm_rwkv7.rwkv7 import RWKV7
 from mm_rwkv7.weights import choose_device, choose_dtype
 
 DTYPES = ("fp32", "bf16", "fp16", "int8")
+ALIGNED = 256  # bytes
 Samples = Mapping[str, Callable[[], float]]
 
 
@@ -68,6 +70,19 @@ def times_faster(path: str, timings: Mapping[str, Timing], ours: Sequence[str]) 
 def bytes_read(model: RWKV7) -> int:
     """By one step: every weight, but of the embedding table a row."""
     return sum(tensor.nbytes for tensor in model.state_dict().values()) - model.emb.weight.nbytes
+
+
+def gathered(model: RWKV7) -> torch.Tensor:
+    """Puts all that a step reads, every weight but the embedding table, into one buffer, which comes back as integers.
+    How fast memory is read depends on where it lies, so a limit must be measured there."""
+    tensors = [t for name, t in (*model.named_parameters(), *model.named_buffers()) if not name.startswith("emb.")]
+    ends = list(accumulate(-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors))
+    buffer = torch.zeros(ends[-1] // 8, dtype=torch.int64, device=model.emb.weight.device)
+    for tensor, start in zip(tensors, [0, *ends], strict=False):
+        place = buffer.view(torch.uint8)[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        place.copy_(tensor.detach())
+        tensor.data = place
+    return buffer
 
 
 def _in_precision(model: RWKV7, dtype: str, device: torch.device) -> RWKV7:

@@ -8,7 +8,7 @@ from mm_rwkv7.bench.timing import milliseconds
 from mm_rwkv7.ops import linear
 
 SIDE = 2048  # of the matrices
-BUFFER = 1 << 28  # bytes, beyond any cache of a CPU
+BUFFER = 1 << 28  # bytes
 TRIES = 5
 
 # Dense products in bf16, floating-point operations a second, as NVIDIA's data sheets state them (without sparsity).
@@ -39,10 +39,14 @@ def device_peak(device: torch.device) -> float | None:
     return next((peak for known, peak in PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
-def reading_rate(device: torch.device) -> float:
-    """Bytes a second at which memory is read once, the best of a few."""
-    buffer = torch.zeros(BUFFER // 4, device=device)
-    return BUFFER / _best(buffer.sum, device)
+def reading_rate(memory: torch.Tensor) -> float:
+    """Bytes a second at which this memory is read once, the best of a few."""
+    return memory.nbytes / _best(memory.sum, memory.device)
+
+
+def large_buffer(device: torch.device) -> torch.Tensor:
+    """Memory to be read, beyond any cache of a CPU."""
+    return torch.ones(BUFFER // 4, device=device)
 
 
 def _best(run: object, device: torch.device) -> float:

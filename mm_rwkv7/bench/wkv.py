@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mm_rwkv7.bench.peers.operators import operator_peers, random_inputs
-from mm_rwkv7.bench.roofline import reading_rate
+from mm_rwkv7.bench.roofline import large_buffer, reading_rate
 from mm_rwkv7.bench.timing import time_in_turns
 from mm_rwkv7.ops import wkv7, wkv7_reference
 from mm_rwkv7.ops.backends import backend, reason_against
@@ -60,7 +60,7 @@ def rows(arguments: Namespace) -> list[dict[str, object]]:
     forwards = time_in_turns({path: call.forward for path, call in calls.items()}, arguments.rounds, device)
     both = time_in_turns({path: call.forward_backward for path, call in calls.items()}, arguments.rounds, device)
     count = {"reference": _loop_flops, "torch-chunked": _chunked_flops, "native": _native_flops, "cuda": _chunked_flops}
-    bandwidth, first = reading_rate(device), next(iter(paths))
+    bandwidth, first = reading_rate(large_buffer(device)), next(iter(paths))
     found: list[dict[str, object]] = []
     for path in calls:
         row: dict[str, object] = {

@@ -14,12 +14,14 @@ from app.cli import main as cli
 from mm_rwkv7.bench import context, train
 from mm_rwkv7.bench.__main__ import as_table, main
 from mm_rwkv7.bench.memory import STATUS, peak_of, resident, saved_for_backward
+from mm_rwkv7.bench.models import bytes_read, gathered
 from mm_rwkv7.bench.peers.operators import PEERS
 from mm_rwkv7.bench.plot import draw
 from mm_rwkv7.bench.readers import Attention, Reader, Recurrent
 from mm_rwkv7.bench.roofline import device_peak
 from mm_rwkv7.bench.shapes import SIZES, parameters, random_model, shape
 from mm_rwkv7.bench.timing import Timing, sample_in_turns
+from mm_rwkv7.int8 import quantise
 from mm_rwkv7.ops import wkv7, wkv7_reference, wkv_path
 
 CPU = torch.device("cpu")
@@ -50,6 +52,21 @@ def test_a_training_step_has_a_row_for_each_path(
         assert "mfu" not in row, "nobody knows a CPU's peak"
         assert row["op_ms"]["low"] <= row["op_ms"]["median"] <= row["op_ms"]["high"]
     assert missing == [{"path": name, "not_measured": "no CUDA device"} for name in PEERS]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+def test_weights_in_one_piece_are_what_they_were(dtype: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = random_model(shape("tiny"), torch.bfloat16 if dtype == "bf16" else torch.float32, CPU)
+    if dtype == "int8":
+        quantise(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    buffer = gathered(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+        inside = tensor.untyped_storage().data_ptr() == buffer.data_ptr()
+        assert inside != name.startswith("emb.")
+    assert bytes_read(model) <= buffer.nbytes < bytes_read(model) + 256 * len(before)
 
 
 def test_a_gpu_has_the_peak_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
