@@ -340,9 +340,10 @@ class Engine:
         logits.index_fill_(1, self._unwritable, -torch.inf)
         found = {}
         now = time.perf_counter()
-        for row, token, line in zip(rows, choose(logits, [row.sampler for row in rows]), logits, strict=True):
+        for i, (row, token) in enumerate(zip(rows, choose(logits, [row.sampler for row in rows]), strict=True)):
             if token is None:
-                self._end(row, FloatingPointError(f"the greatest logit is {line.max().item()}: the weights are broken"))
+                greatest = logits[i].max().item()
+                self._end(row, FloatingPointError(f"the greatest logit is {greatest}: the weights are broken"))
                 continue
             row.first = row.first or now
             piece = row.writer.push(token)
@@ -351,7 +352,7 @@ class Engine:
                 piece = piece.lstrip()
             row.text += piece
             count = row.request.logprobs
-            scores = () if count is None else (score(line, token, count, self.pipeline.tokenizer),)
+            scores = () if count is None else (score(logits[i], token, count, self.pipeline.tokenizer),)
             if piece or scores:
                 self._put(row, Piece(piece, scores))
             if row.writer.finish_reason:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from types import TracebackType
 
 from mm_rwkv7.pipeline import Answer
@@ -112,12 +112,10 @@ class Ticket:
         self._listener = (asyncio.get_running_loop(), event)
         while not self._ended:
             event.clear()
-            try:
-                item = self._items.get_nowait()
-            except Empty:
+            if self._items.empty():
                 await event.wait()
-                continue
-            yield self._taken(item)
+            else:
+                yield self._taken(self._items.get_nowait())
 
     def result(self) -> Answer:
         """The answer, waited for."""
