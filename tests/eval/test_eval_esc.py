@@ -138,7 +138,7 @@ def test_a_published_tagger_is_evaluated(data: Path, tmp_path: Path, capsys: pyt
     assert main(["run", "--tasks", "esc50_head,esc50", *ask]) == 2
     assert main(["run", "--tasks", "esc50", *ask]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert ["limit 3, now None" in errors[0], "is a tagger of sounds" in errors[1]] == [True, True]
+    assert ["limit 3, now none" in errors[0], "is a tagger of sounds" in errors[1]] == [True, True]
 
 
 @pytest.mark.parametrize(
