@@ -1,6 +1,7 @@
 """One question about many files, side by side in the engine."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from app.requests import Busy, Request, Ticket
 from app.web.refusals import without_folder
 from app.web.uploads import part_of
 from mm_rwkv7.sampling import Sampling
+
+log = logging.getLogger(__name__)
 
 UNREAD = "the model could not read it"
 READERS = 2  # files that are decoded at once: a large picture takes 100 MB
@@ -51,6 +54,9 @@ async def answer_all(
             except (ValueError, FloatingPointError) as error:
                 return number, Answered(name, error=without_folder(str(error), [path]))
             except RuntimeError:  # no memory for it: what torch says of that is not for visitors
+                if not engine.alive:
+                    raise
+                log.exception("%s could not be read", name)
                 return number, Answered(name, error=UNREAD)
 
     tasks = [asyncio.create_task(one(number, path)) for number, path in enumerate(files)]

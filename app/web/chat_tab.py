@@ -44,7 +44,8 @@ def chat_tab(handlers: Handlers) -> None:
                 tags = gr.Button("Tags", size="sm", min_width=60, visible=tagging, elem_id="tag")
         with gr.Column(scale=4, min_width=300):
             asked = [question.submit, *(button.click for button in buttons)]
-            heard(handlers, question, asked, tags, [new.click, conversations.input, chat.clear, restore.upload])
+            left = [new.click, conversations.input, chat.clear, chat.undo, restore.upload]
+            heard(handlers, question, asked, tags, left)
             examples(handlers, question)
             if model.tower is not None:
                 camera(question)

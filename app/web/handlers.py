@@ -24,6 +24,7 @@ from mm_rwkv7.sampling import Sampling
 Update = tuple[Any, ...]
 Said = dict[str, Any]  # "text" and "files", as the question box gives them
 
+EMPTY: Said = {"text": "", "files": []}
 FILE = "conversation.safetensors"
 UNSEEN = "Nothing to look at or to listen to was sent yet: this answers the words alone"
 
@@ -83,7 +84,7 @@ class Handlers:
 
     def new(self, request: gr.Request) -> Update:
         """Begin another conversation."""
-        return self._opened(request, None)
+        return self._opened(request, None, EMPTY)
 
     def fork(self, request: gr.Request) -> Update:
         """Go on with a copy of the conversation."""
@@ -94,13 +95,13 @@ class Handlers:
         visitor = self._visitor(request)
         with refusals_as_messages():
             visitor.show(number)
-        return self._view(visitor)
+        return self._view(visitor, EMPTY)
 
     def close(self, request: gr.Request) -> Update:
         """End the conversation and turn to another one, a new one if there is none."""
         visitor = self._visitor(request)
         visitor.close()
-        return self._view(visitor, {"text": "", "files": []})
+        return self._view(visitor, EMPTY)
 
     def save(self, request: gr.Request) -> str:
         """The conversation's file."""
@@ -112,7 +113,7 @@ class Handlers:
         """Go on with a saved conversation, beside the others."""
         with refusals_as_messages([path]):
             turns = restore(Path(path).read_bytes(), self.visitors.shelf, self.engine.pipeline)
-        return self._opened(request, Conversation(self.engine, self.visitors.shelf, turns))
+        return self._opened(request, Conversation(self.engine, self.visitors.shelf, turns), EMPTY)
 
     def overhear(self, message: Said | None) -> Update:
         """What the last sound of a message looks like to the model, and the likeliest labels: (spectrogram, tags).
@@ -154,11 +155,11 @@ class Handlers:
             raise gr.Error("a session is needed", print_exception=False)
         return self.visitors.of(str(request.session_hash))
 
-    def _opened(self, request: gr.Request, conversation: Conversation | None) -> Update:
+    def _opened(self, request: gr.Request, conversation: Conversation | None, said: Said | None = None) -> Update:
         visitor = self._visitor(request)
         with refusals_as_messages():
             visitor.open(conversation)
-        return self._view(visitor)
+        return self._view(visitor, said)
 
     def _view(self, visitor: Visitor, question: Said | None = None) -> Update:
         turns = visitor.current.turns
@@ -178,8 +179,8 @@ class Handlers:
         self, message: Said | None, text: str, left: str, visitor: Visitor, remember: bool, controls: dict[str, Any]
     ) -> Iterator[Update]:
         """Ask `text` about the files of a message, of whose own words `left` stay in the question box. When it is
-        refused all of it is there again, but for the files that cannot be read."""
-        held = message or {"text": "", "files": []}
+        refused, or stopped before an answer began, all of it is there again, but for the files that cannot be read."""
+        held = message or EMPTY
         with refusals_as_messages(held["files"]):
             try:
                 media = read_uploads(held["files"])
@@ -188,7 +189,7 @@ class Handlers:
                     text = template.caption if media[-1].kind == "image" else template.sound_caption
                 conversation = visitor.current
                 asked = conversation.ask(text, media, _sampling(**controls), remember)
-                yield from self._updates(visitor, conversation, asked, left)
+                yield from self._updates(visitor, conversation, asked, left, held)
             except REFUSED as refused:
                 files = refused.others if isinstance(refused, Unreadable) else held["files"]
                 again = _box(visitor.current.busy, {"text": held["text"], "files": files})
@@ -196,15 +197,21 @@ class Handlers:
                 raise
 
     def _updates(
-        self, visitor: Visitor, conversation: Conversation, asked: Iterator[Progress], said: str | None = None
+        self,
+        visitor: Visitor,
+        conversation: Conversation,
+        asked: Iterator[Progress],
+        left: str | None = None,
+        held: Said | None = None,
     ) -> Iterator[Update]:
-        """What changes while `asked` is written, as long as its conversation is the one that is shown."""
+        """What changes while `asked` is written, as long as its conversation is the one that is shown. The question box
+        has the words `left` then, and `held` when it was stopped before an answer began; None changes nothing."""
         first, ended = True, False
         for progress in asked:
             ended = bool(progress.last.figures.ending)
             if visitor.current is conversation:
                 figures = "Reading …" if progress.reading else self._figures(progress.turns)
-                box = _box(not ended, {"text": said, "files": []} if first and said is not None else None)
+                box = _box(not ended, {"text": left, "files": []} if first and left is not None else None)
                 yield (
                     chat_view.messages(progress.turns),
                     box if first or ended else gr.skip(),
@@ -215,7 +222,7 @@ class Handlers:
             else:
                 yield gr.skip(), gr.skip(), gr.skip(), _choice(visitor) if ended else gr.skip()
         if not conversation.busy and visitor.current is conversation and not ended:
-            yield self._view(visitor)
+            yield self._view(visitor, held)
 
 
 def _box(writing: bool, said: Said | None = None) -> Any:
@@ -233,5 +240,5 @@ def _index(index: Any) -> int:
     return index[0] if isinstance(index, list | tuple) else int(index)
 
 
-def _sampling(top_k: float, max_new_tokens: float, seed: float, **controls: Any) -> Sampling:
-    return Sampling(int(max_new_tokens), top_k=int(top_k), seed=int(seed) or None, **controls)
+def _sampling(top_k: float, max_new_tokens: float, seed: float | None, **controls: Any) -> Sampling:
+    return Sampling(int(max_new_tokens), top_k=int(top_k), seed=int(seed or 0) or None, **controls)

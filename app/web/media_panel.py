@@ -48,7 +48,7 @@ def heard(
     handlers: Handlers, question: gr.MultimodalTextbox, sent: list[Any], asked: gr.Button, left: list[Any]
 ) -> None:
     """The spectrogram and the tags of the sound that was sent last, with a message or before `asked` for them, until
-    its conversation is `left`."""
+    its conversation is `left` or a message taken back."""
     hearing = handlers.engine.pipeline.model.sound
     if hearing is None:
         return

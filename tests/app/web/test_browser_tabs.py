@@ -112,7 +112,7 @@ def test_a_gallery_that_is_stopped_hands_out_what_is_done(
 
     def waits(engine: Engine, path: str, question: str) -> Any:
         if Path(path).name == "blue.png":
-            opened.wait()
+            opened.wait(30)
         return asking(engine, path, question)
 
     monkeypatch.setattr(answering_all, "_asking", waits)

@@ -1,6 +1,7 @@
 """The page through its own API: streams, refusals, conversations, and visitors side by side."""
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -295,6 +296,20 @@ def test_a_message_of_the_chat_leads_to_its_turn(engine: Engine, pictures: Pictu
     with Image.open(picture["content"]["path"]) as preview:
         assert preview.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
     assert sound["content"] == f"[Sound: {wave.name}]"
+
+
+def test_what_is_stopped_before_an_answer_began_is_in_the_box_again(engine: Engine, pictures: Pictures) -> None:
+    handlers, tab = Handlers(engine), gr.Request(session_hash="tab")
+    question, release = {"text": "What?", "files": [str(pictures["red"])]}, threading.Event()
+    held = engine.call(lambda _: release.wait(60))  # nothing is read before
+    updates = handlers.ask(question, tab, **CONTROLS)
+    _, box, told, _ = next(updates)
+    assert (box.value, told) == ({"text": "", "files": []}, "Reading …")
+    handlers.stop(tab)
+    release.set()
+    assert held.result()
+    *_, (chat, box, _, _) = updates
+    assert (chat, box.value) == ([], question)
 
 
 def test_the_figures_say_what_was_measured() -> None:
