@@ -15,6 +15,6 @@ def remove_drafts(folder: Path) -> None:
     before = time.time() - OLD_S
     for path in folder.glob(".*.tmp"):
         if DRAFT.fullmatch(path.name) and path.is_file():
-            with suppress(FileNotFoundError):  # another process was quicker
+            with suppress(OSError):  # another process was quicker, or it is another user's
                 if path.stat().st_mtime < before:
                     path.unlink()

@@ -119,6 +119,8 @@ class Models:
             self._closed = True
         for place in self._places.values():
             with place.opening:
+                if place.evicted is not None:  # who is about to close it will find all closed
+                    self._end(place)
                 if place.engine is not None:
                     place.engine.close()
                 place.engine, place.taken = None, False

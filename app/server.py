@@ -1,5 +1,7 @@
 """The server: OpenAI's interface under /v1, the page at /, health and figures, in one process over one engine."""
 
+import asyncio
+import logging
 import resource
 import tempfile
 from pathlib import Path
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from app.models import Models
 
 PAGE_USER = "mm-rwkv7"
-GRACE_S = 10  # for answers under way when the server ends
+GRACE_S = 3  # for answers under way when the server ends
 MOST_INSIDE = 256  # requests for each of several models: their own interfaces count more exactly
 MORE = 32  # requests inside besides those that the engine takes: they are refused, or ask for no answer
 
@@ -84,6 +86,7 @@ def listen(app: FastAPI, host: str, port: int) -> None:
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is a file
+    logging.getLogger("uvicorn.error").addFilter(_is_no_end)
     uvicorn.run(
         app,
         host=host,
@@ -93,6 +96,11 @@ def listen(app: FastAPI, host: str, port: int) -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
     )
+
+
+def _is_no_end(record: logging.LogRecord) -> bool:
+    """False for the traces of what was under way when the server ended."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def create(served: "Engine | Models", config: ServerConfig, page: "Blocks | None" = None) -> FastAPI:
@@ -177,7 +185,7 @@ def _mount(app: FastAPI, page: "Blocks", served: "Engine | Models", config: Serv
         theme=theme(),
         css=CSS,
     )
-    app.add_middleware(PageBodies, limit=config.body_bytes, uploads=config.media * uploaded)
+    app.add_middleware(PageBodies, config=config, uploads=config.media * uploaded)
 
 
 def _at_once(service: Service) -> int:

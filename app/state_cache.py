@@ -123,7 +123,7 @@ class _Disk:
     processes may write and remove files in the same folder; each bounds those that it knows."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._files = ByteBound[Path](limit)
         self._lock = threading.Lock()

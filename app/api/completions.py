@@ -189,11 +189,8 @@ def _logprobs(scores: Sequence[TokenScore], unscored: int, offset: int) -> dict[
 
 
 def _top(score: TokenScore) -> dict[str, float]:
-    """The likeliest tokens, and the one that stands there if it is none of them."""
-    told = {token_text(written): logprob(value) for written, value in reversed(score.top)}
-    return {
-        **told,
-        **(
-            {} if any(w == score.written for w, _ in score.top) else {token_text(score.written): logprob(score.logprob)}
-        ),
-    }
+    """The likeliest tokens, the best first, and the one that stands there if it is none of them."""
+    told: dict[str, float] = {}
+    for written, value in (*score.top, (score.written, score.logprob)):
+        told.setdefault(token_text(written), logprob(value))  # pieces of characters may have one text
+    return told

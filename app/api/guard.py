@@ -61,7 +61,7 @@ class Guard:
         if not may_enter(headers, self.config.api_key):
             raise wrong_key()
         if self.inside > self.at_once:
-            raise _busy()
+            raise busy()
         limit = self.config.body_bytes
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > limit:
@@ -70,12 +70,16 @@ class Guard:
             async with asyncio.timeout(self.config.body_s):
                 await body.read(receive)
         except TimeoutError as error:
-            headers_out = {"Connection": "close"}
-            raise Refused(408, "the request came too slowly", code="timeout", headers=headers_out) from error
+            raise too_slow() from error
 
 
 def wrong_key() -> Refused:
-    return Refused(401, "wrong API key", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+    return Refused(
+        401,
+        "no API key, or a wrong one; expected Authorization: Bearer KEY",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
 
 
 def may_enter(headers: dict[bytes, bytes], key: str | None) -> bool:
@@ -90,7 +94,11 @@ def too_large(limit: int) -> Refused:
     return Refused(413, f"the request is larger than {limit} bytes", code="too_large", headers={"Connection": "close"})
 
 
-def _busy() -> Refused:
+def too_slow() -> Refused:
+    return Refused(408, "the request came too slowly", code="timeout", headers={"Connection": "close"})
+
+
+def busy() -> Refused:
     return Refused(429, "too many requests at once", code="busy", headers={"Retry-After": "1"})
 
 
@@ -115,7 +123,7 @@ class _Body:
             if self.size > config.body_bytes:
                 raise too_large(config.body_bytes)
             if self._guard.held > config.bodies_bytes:
-                raise _busy()
+                raise busy()
             self._chunks.append(chunk)
             more = message.get("more_body", False)
 

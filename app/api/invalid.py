@@ -104,5 +104,5 @@ def _told(value: Any) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
-    told = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    told = repr(value[: LONGEST + 1]) if isinstance(value, str) else json.dumps(value, default=str)
     return told if len(told) <= LONGEST else f"{told[:LONGEST]}..."

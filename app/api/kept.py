@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,7 +150,8 @@ class StateFiles:
         for _, size, path in sorted(self._found(), reverse=True):
             total += size
             if total > self._limit:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # another user's
+                    path.unlink()
 
     def _found(self) -> Iterator[tuple[float, int, Path]]:
         """When each was used, its bytes, its path."""

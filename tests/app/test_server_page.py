@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.config import ServerConfig
 from app.api.page_bodies import PageBodies
 from app.engine import Engine, EngineConfig
 from app.serving import LARGEST_UPLOAD
@@ -40,6 +41,8 @@ def test_what_the_page_is_sent_is_bounded(engine: Engine) -> None:
             large = b'{"data": ["' + b"x" * 8_000 + b'"]}'
             refused = httpx.post(f"{url}{path}", content=large, headers=JSON)
             assert (refused.status_code, error_of(refused)["code"]) == (413, "too_large")
+        untold = httpx.post(f"{url}/gradio_api/queue/join", content=iter([large]), headers=JSON)  # its length is not
+        assert (untold.status_code, error_of(untold)["code"]) == (413, "too_large")
         upload = f"{url}/gradio_api/upload"
         assert httpx.post(upload, files={"files": b"x" * 8_000}).status_code == 401
         with httpx.Client() as visitor:
@@ -58,7 +61,7 @@ def test_a_body_of_unknown_length_is_given_up() -> None:
     async def endless() -> Any:
         return {"type": "http.request", "body": b"x" * 1_000, "more_body": True}
 
-    async def told(path: str) -> int:
+    async def told(path: str) -> tuple[int, int]:
         answer: list[Any] = []
 
         async def send(message: Any) -> None:
@@ -66,12 +69,17 @@ def test_a_body_of_unknown_length_is_given_up() -> None:
 
         read.clear()
         scope = {"type": "http", "path": path, "headers": []}
-        await PageBodies(swallows, 4_500, 9_500)(scope, endless, send)
-        assert answer[0]["status"] == 413
-        return sum(read)
+        await PageBodies(swallows, config, 9_500)(scope, endless, send)
+        return answer[0]["status"], sum(read)
 
-    assert asyncio.run(told("/gradio_api/queue/join")) == 4_000
-    assert asyncio.run(told("/gradio_api/upload")) == 9_000
+    config = ServerConfig(body_bytes=4_500)
+    assert asyncio.run(told("/gradio_api/queue/join")) == (413, 4_000)
+    assert asyncio.run(told("/gradio_api/upload")) == (413, 9_000)
+    config = ServerConfig(body_bytes=4_500, bodies_bytes=2_500)
+    assert asyncio.run(told("/gradio_api/queue/join")) == (429, 2_000)
+    assert asyncio.run(told("/gradio_api/upload")) == (413, 9_000)
+    config = ServerConfig(body_s=0)
+    assert asyncio.run(told("/gradio_api/queue/join"))[0] == 408
 
 
 def test_a_password_closes_the_page(engine: Engine, pictures: dict[str, Path]) -> None:
