@@ -61,6 +61,7 @@ def check_batch(source: Path | None, target: Path | None) -> tuple[Path, Path]:
 
 
 _KNOWN = ("question", "image", "images", "audio")
+_ABOUT = tuple(f"{name}_" for name in _KNOWN)  # image_id and its like
 _ALIKE = 0.7  # of 1: "imgae" and "img" are image, "id" and "label" are nothing
 _EXPECTED = {"image": "a path", "images": "a list of paths", "audio": "a path or a list of paths"}
 
@@ -87,7 +88,7 @@ class Answerer:
     def _check_names(self, fields: dict[str, Any]) -> None:
         given = {name for name in _KNOWN if fields.get(name) is not None}
         for name, value in fields.items():
-            if name in _KNOWN:
+            if name in _KNOWN or name.lower().startswith(_ABOUT):
                 continue
             meant = get_close_matches(name.lower(), _KNOWN, n=1, cutoff=_ALIKE)
             is_file = isinstance(value, str) and os.path.isfile(self.folder / value)

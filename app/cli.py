@@ -209,6 +209,8 @@ def chat(
     if not parts:
         hint_at_media(pipeline)
     state = state_after(pipeline, text)
+    if sys.stdin.isatty():
+        print("ask about what you gave; an empty line ends the talk", file=sys.stderr)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()

@@ -693,8 +693,9 @@ static void fetch_ahead(const Stage *stage, int thread, int threads) {
     while (stage->products[i].first_chunk > chunk) i--;
     const Product *p = &stage->products[i];
     if (p->down) return;
+    const size_t stride = p->tensor->type == INT8 ? (size_t)padded(p->n) : (size_t)p->n;
     const char *data = (const char *)p->tensor->data +
-                       (size_t)(chunk - p->first_chunk) * p->chunk_rows * p->n * element_bytes[p->tensor->type];
+                       (size_t)(chunk - p->first_chunk) * p->chunk_rows * stride * element_bytes[p->tensor->type];
     for (int at = 0; at < BYTES; at += LINE) __builtin_prefetch(data + at, 0, 2);
 }
 

@@ -61,7 +61,7 @@ def pooled_step(lm: RWKV7, slots: int) -> PooledStep:
 class CpuPooledStep:
     """By the compiled step, which changes the pool in place, as many rows at once as it takes.
 
-    It reads short prompts, too: fewer than `most_read` tokens together take less time than through the modules."""
+    It reads short prompts, too: at most `most_read` tokens together take less time than through the modules."""
 
     def __init__(self, compiled: CpuStepper, pool: StatePool, most_read: int) -> None:
         self.pool, self.most_read = pool, most_read
@@ -73,7 +73,9 @@ class CpuPooledStep:
         return torch.cat([self._compiled.in_pool(x[i : i + rows], self.pool, slots[i : i + rows]) for i in starts])
 
     def read(self, x: Tensor, slots: Sequence[int], lengths: Sequence[int]) -> Tensor:
-        """As `read` of this module."""
+        """As `read` of this module. ValueError for a row without a step."""
+        if min(lengths) < 1:
+            raise ValueError(f"rows of {list(lengths)} steps, expected at least one of each")
         tokens = torch.cat([row[:length] for row, length in zip(x, lengths, strict=True)])
         of = [i for i, length in enumerate(lengths) for _ in range(length)]  # whose token each is
         found = []

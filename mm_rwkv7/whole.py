@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from stat import S_IMODE
 
-DRAFT = re.compile(r"\.[0-9a-f]{16}\.tmp")  # the name of what is not whole yet
+DRAFT = re.compile(r"\.[0-9a-f]{16}\.tmp")  # the name of a file that is not whole yet
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def replacing_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """A new, empty file beside `target` to write to, which takes its place when the block ends well. Processes and
     threads that write one file at the same time each have a draft of their own: the last to finish wins."""
     target = Path(target)
-    draft = _draft(target)
+    draft = target.with_name(f".{secrets.token_hex(8)}.tmp")
     handle = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     mode = S_IMODE(os.fstat(handle).st_mode)  # the umask's, or what the folder's default access list makes of it
     os.close(handle)
@@ -45,7 +45,7 @@ def replacing(target: Path) -> Iterator[Path]:
     old = target.with_name(f".{target.name}-old")
     if old.exists() and not target.exists():  # a kill came between the two renames below
         old.rename(target)
-    draft = _draft(target)
+    draft = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
     draft.mkdir()
     try:
         yield draft
@@ -59,8 +59,3 @@ def replacing(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _draft(target: Path) -> Path:
-    """A hidden name beside `target` that no other draft has."""
-    return target.with_name(f".{secrets.token_hex(8)}.tmp")
