@@ -309,7 +309,8 @@ def test_what_is_stopped_before_an_answer_began_is_in_the_box_again(engine: Engi
     release.set()
     assert held.result()
     *_, (chat, box, _, _) = updates
-    assert (chat, box.value) == ([], question)
+    assert (chat, box.value["text"]) == ([], "What?")
+    assert [file["orig_name"] for file in box.value["files"]] == ["red.png"]
 
 
 def test_the_figures_say_what_was_measured() -> None:
