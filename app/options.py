@@ -40,6 +40,7 @@ ModelsOpen = Annotated[
         "--models-open", min=1, help="Models in memory at once, all if not given; for another, an idle one is closed."
     ),
 ]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]
 OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if there is one.")]
 InType = Annotated[
     DType,

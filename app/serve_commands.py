@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.options import Debug, Device, DType, InType, ModelNames, ModelsOpen, OnDevice
+from app.options import Debug, Device, DType, Host, InType, ModelNames, ModelsOpen, OnDevice
 
 if TYPE_CHECKING:
     from app.api.config import ServerConfig
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def app(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
     model: ModelNames = None,
     models_open: ModelsOpen = None,
@@ -40,7 +40,7 @@ def app(
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     model: ModelNames = None,
     models_open: ModelsOpen = None,
