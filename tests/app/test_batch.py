@@ -42,6 +42,7 @@ def test_lines_keep_their_order_and_fields(pipeline: Pipeline, folder: Path) -> 
         {"question": "And now?", "images": ["red.png", "blue.png"]},
         {"question": "Hello?", "image": None, "answer": "an old one"},
         {"question": "Hello?", "question_id": 1, "image": "red.png", "image_id": 2, "source": "blue.png"},
+        {"question": "Hello?", "images": ["red.png"], "image_id": 2, "audio_id": 3},
         {"question": "Hello?", "category": "red", "source": "none.png", "number": 1, "list": [], "object": {}},
     ]
     results = _answers(pipeline, folder, *lines)

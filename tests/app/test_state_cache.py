@@ -75,6 +75,11 @@ def test_states_move_to_disk_and_are_found_by_the_next_process(tmp_path: Path) -
     again.close()
 
 
+def test_what_people_said_is_for_nobody_else_to_read(tmp_path: Path) -> None:
+    StateCache(CPU, 0, 0, tmp_path / "states").close()
+    assert (tmp_path / "states").stat().st_mode & 0o777 == 0o700
+
+
 def test_what_is_written_through_is_found_by_another_process_at_once(tmp_path: Path) -> None:
     one, other = StateCache(CPU, 0, 1 << 20, tmp_path), StateCache(CPU, 0, 1 << 20, tmp_path)
     one.keep(_key(1), _state(1), through=True)

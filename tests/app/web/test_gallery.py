@@ -100,6 +100,13 @@ def test_a_picture_that_the_model_cannot_hold_is_one_row(
     assert heard.answer
 
 
+def test_an_engine_that_has_ended_is_no_fault_of_the_pictures(pipeline: Pipeline, pictures: dict[str, Path]) -> None:
+    with Engine(pipeline, EngineConfig(slots=2)) as engine:
+        pass
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        list(answers(engine, [str(pictures["red"])], "What?"))
+
+
 def test_a_spreadsheet_runs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "answers.csv"
     evil = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "\n=1"]

@@ -203,6 +203,12 @@ def test_what_could_not_be_answered_is_in_the_box_again(
     assert [Path(file).name for file in again["files"]] == ["red.png"]
 
 
+def test_a_seed_that_was_emptied_is_another_one_each_time(engine: Engine) -> None:
+    question = {"text": "What?", "files": []}
+    *_, (_, _, told, _) = Handlers(engine).ask(question, gr.Request(session_hash="tab"), **{**CONTROLS, "seed": None})
+    assert "written" in told
+
+
 def test_programs_name_the_controls(visitor: PageClient) -> None:
     first = visitor.client.predict(message("What?"), max_new_tokens=3, api_name="/ask")
     assert "3 tokens written" in first[2]
