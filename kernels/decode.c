@@ -8,7 +8,7 @@
  * that they have there, each once for all rows; threads read long contiguous pieces; and a layer is five stages
  * (stages.h), between which threads wait for one another:
  *
- *   1  ln1, token shift, six interpolations (each thread for itself: they are few); r, k, v and the low ranks' way down
+ *   1  ln1, token shift, six interpolations (each thread for itself: they cost little); r, k, v and the low ranks' way down
  *   2  a head: the low ranks' way up, kappa, learning rate, value residual, WKV, ln_x, bonus, gate
  *   3  the output product, added to x
  *   4  ln2, token shift, interpolation; the key product, squared ReLU
