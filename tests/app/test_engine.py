@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -31,6 +32,32 @@ def engine(pipeline: Pipeline) -> Iterator[Engine]:
         yield engine
 
 
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[Ticket]:
+    """The tickets whose answers have come, in their order."""
+    tickets: list[Ticket] = []
+    put = Ticket.put
+
+    def noted(ticket: Ticket, item: Piece | Answer | Exception) -> None:
+        if isinstance(item, Answer):
+            tickets.append(ticket)
+        put(ticket, item)
+
+    monkeypatch.setattr(Ticket, "put", noted)
+    return tickets
+
+
+@contextmanager
+def held(engine: Engine) -> Iterator[None]:
+    """What is submitted meanwhile comes to the engine at one moment."""
+    gate = threading.Event()
+    engine.call(lambda _: gate.wait())
+    try:
+        yield
+    finally:
+        gate.set()
+
+
 def ask(question: str, *media: Any) -> list[dict[str, Any]]:
     kinds = [("audio" if isinstance(medium, tuple) else "image", medium) for medium in media]
     parts = [{"type": kind, kind: medium} for kind, medium in kinds]
@@ -40,6 +67,11 @@ def ask(question: str, *media: Any) -> list[dict[str, Any]]:
 def state_error(found: Answer, expected: Answer) -> float:
     pairs = zip(found.state.layers, expected.state.layers, strict=True)
     return max(float((a - b).norm() / b.norm()) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
+
+
+def long() -> Request:
+    """One that takes minutes: whatever is done to it comes before its end, however late a test's own thread is."""
+    return Request(ask("Describe"), sampling=Sampling(10**6))
 
 
 def first_piece(ticket: Ticket) -> None:
@@ -116,13 +148,13 @@ def test_a_conversation_told_anew_goes_on_where_it_was(engine: Engine, pipeline:
 
 def test_stopping_keeps_what_was_written_and_cancelling_frees_the_slot(endless: Pipeline) -> None:
     with Engine(endless, EngineConfig(slots=1)) as engine:
-        one, two, three = (engine.submit(Request(ask("Describe"))) for _ in range(3))
+        one, two, three = (engine.submit(long()) for _ in range(3))
         first_piece(one)
         one.stop()
         answer = one.result()
         assert answer.finish_reason == "cancelled"
         written = answer.usage.completion_tokens
-        assert 0 < written < 600
+        assert written > 0
         alone = endless.chat(ask("Describe"), Sampling(written))
         assert alone.text == answer.text
         assert state_error(answer, alone) < 1e-4
@@ -137,7 +169,7 @@ def test_stopping_keeps_what_was_written_and_cancelling_frees_the_slot(endless: 
 
 def test_a_full_engine_says_when_to_come_back(endless: Pipeline) -> None:
     with Engine(endless, EngineConfig(slots=1, max_waiting=1)) as engine:
-        one = engine.submit(Request(ask("Describe")))
+        one = engine.submit(long())
         first_piece(one)
         two = engine.submit(Request(ask("Describe"), sampling=Sampling(1)))
         with pytest.raises(Busy) as refused:
@@ -152,23 +184,24 @@ def test_a_full_engine_says_when_to_come_back(endless: Pipeline) -> None:
 
 def test_deadlines(endless: Pipeline) -> None:
     with Engine(endless, EngineConfig(slots=1)) as engine:
-        long = engine.submit(Request(ask("Describe"), sampling=Sampling(10**6)))
-        first_piece(long)
+        busy = engine.submit(long())
+        first_piece(busy)
         with pytest.raises(Expired):
             engine.submit(Request(ask("Describe"), timeout_s=0.01)).result()
-        long.cancel()
+        busy.cancel()
         answer = engine.submit(Request(ask("Describe"), sampling=Sampling(10**6), timeout_s=2.0)).result()
         assert answer.finish_reason == "deadline"
         assert answer.text.startswith(endless.chat(ask("Describe"), Sampling(5)).text)
 
 
-def test_a_long_text_does_not_hold_up_a_short_one(endless: Pipeline) -> None:
+def test_a_long_text_does_not_hold_up_a_short_one(endless: Pipeline, ended: list[Ticket]) -> None:
     with Engine(endless, EngineConfig(slots=2, portion=16, idle_portion=16)) as engine:
-        long = engine.submit(Request(ask("a red square " * 400), sampling=Sampling(1)))
-        short = engine.submit(Request(ask("Describe"), sampling=Sampling(20))).result()
-        assert short.usage.completion_tokens == 20
-        assert engine.counts.tokens_read < 1000
-        assert long.result().usage.prompt_tokens > 1000
+        with held(engine):
+            late = engine.submit(Request(ask("a red square " * 400), sampling=Sampling(1)))
+            soon = engine.submit(Request(ask("Describe"), sampling=Sampling(20)))
+        assert soon.result().usage.completion_tokens == 20
+        assert late.result().usage.prompt_tokens > 1000
+    assert ended == [soon, late]
 
 
 def test_broken_numbers_are_their_own_request_s(engine: Engine, pipeline: Pipeline) -> None:
@@ -182,7 +215,7 @@ def test_broken_numbers_are_their_own_request_s(engine: Engine, pipeline: Pipeli
 def test_a_failure_of_the_engine_reaches_everybody(endless: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     engine = Engine(endless, EngineConfig(slots=1))
-    one, two = (engine.submit(Request(ask("Describe"))) for _ in range(2))
+    one, two = (engine.submit(long()) for _ in range(2))
     first_piece(one)
 
     def fail(*_: object) -> None:
@@ -199,7 +232,7 @@ def test_a_failure_of_the_engine_reaches_everybody(endless: Pipeline, monkeypatc
 
 def test_closing_ends_everything(endless: Pipeline) -> None:
     engine = Engine(endless, EngineConfig(slots=1))
-    tickets = [engine.submit(Request(ask("Describe"))) for _ in range(3)]
+    tickets = [engine.submit(long()) for _ in range(3)]
     engine.close()
     for ticket in tickets:
         with pytest.raises(Cancelled):
@@ -221,12 +254,13 @@ def test_event_loops_are_served_without_threads(engine: Engine, pipeline: Pipeli
     assert called.result() == pipeline.tag((noise(1.0).numpy(), RATE), 1)
 
 
-def test_a_sound_is_encoded_while_others_are_answered(pipeline: Pipeline) -> None:
+def test_a_sound_is_encoded_while_others_are_answered(pipeline: Pipeline, ended: list[Ticket]) -> None:
     long, short = ((noise(seconds, 1).numpy(), RATE) for seconds in (300.0, 1.0))
     with Engine(pipeline, EngineConfig(slots=2, media_bytes=1 << 16)) as engine:
-        late = engine.submit(Request(ask("Describe", long)))
-        soon = engine.submit(Request(ask("Describe", short))).result()
-        assert engine.counts.answered == 1
-        assert soon.text == pipeline.chat(ask("Describe", short)).text
+        with held(engine):
+            late = engine.submit(Request(ask("Describe", long)))
+            soon = engine.submit(Request(ask("Describe", short)))
+        assert soon.result().text == pipeline.chat(ask("Describe", short)).text
         assert late.result().text == pipeline.chat(ask("Describe", long)).text
         assert engine.media.held <= 1 << 16
+    assert ended == [soon, late]
