@@ -266,7 +266,8 @@ typedef struct {
 
 INLINE void finish_one(float *out, float y, int finish) {
     if (finish == ADD) y += *out;
-    if (finish == SQUARED_RELU) y = y < 0 ? 0 : y * y; /* NaN stays */
+    const float positive = 0 > y ? 0 : y; /* NaN stays; a branch would be guessed wrongly half of the time */
+    if (finish == SQUARED_RELU) y = positive * positive;
     *out = y;
 }
 
@@ -589,9 +590,10 @@ INLINE void wkv_row(int N, const float *S, float *after, const float *w, const f
     *y = sum(total) + rest;
 }
 
-/* The same for as many rows as `sums` adds up at once, N a multiple of W. */
+/* The same for as many rows as `sums` adds up at once, N a multiple of W. Asks for as many of the `next` state. */
 INLINE void wkv_rows(int N, const float *S, float *after, const float *w, const float *a, const float *b, const float *k,
-                     const float *v, const float *r, float *y) {
+                     const float *v, const float *r, float *y, const float *next) {
+    for (int i = 0; i < 4 * ACROSS * N; i += LINE / (int)sizeof(float)) __builtin_prefetch(next + i, 1, 2);
     float removed[4 * ACROSS];
     Vec total[4 * ACROSS];
     UNROLL for (int i = 0; i < 4 * ACROSS; i++) total[i] = (Vec){0};
@@ -618,17 +620,19 @@ INLINE void wkv_rows(int N, const float *S, float *after, const float *w, const 
 }
 
 INLINE void wkv(int N, const float *S, float *after, const float *w, const float *a, const float *b, const float *k,
-                const float *v, const float *r, float *y) {
+                const float *v, const float *r, float *y, const float *next) {
     int i = 0;
     if (N % W == 0)
-        for (; i + 4 * ACROSS <= N; i += 4 * ACROSS)
-            wkv_rows(N, S + (size_t)i * N, after + (size_t)i * N, w, a, b, k, v + i, r, y + i);
+        for (; i + 4 * ACROSS <= N; i += 4 * ACROSS) {
+            const size_t at = (size_t)i * N;
+            wkv_rows(N, S + at, after + at, w, a, b, k, v + i, r, y + i, next + at);
+        }
     for (; i < N; i++) wkv_row(N, S + (size_t)i * N, after + (size_t)i * N, w, a, b, k, v[i], r, y + i);
 }
 
-static void run_head(const Step *s, int layer, int head, float *scratch) {
+INLINE void head_of_size(int N, const Step *s, int layer, int head, float *scratch) {
     const Model *m = s->model;
-    const int D = m->width, N = D / m->heads, from = head * N;
+    const int D = m->width, from = head * N;
     const int ranks[] = {m->decay_rank, m->iclr_rank, m->gate_rank, m->value_rank}, ups[] = {W2, A2, G2, V2};
     const size_t all = (size_t)s->B * N;
     float *a = scratch, *b = a + N, *y = b + N, *vector = y + N, *up = vector + N;
@@ -667,11 +671,9 @@ static void run_head(const Step *s, int layer, int head, float *scratch) {
         const size_t square = (size_t)N * N, place = (size_t)s->slots[row] * m->heads + head;
         float *after = s->wkv + ((size_t)layer * s->slot_count * m->heads + place) * square;
         const float *before = follows(s, row) ? after : s->before[layer].wkv + place * square;
-        switch (N) {
-            case 64: wkv(64, before, after, w, a, b, k, v, r, y); break;
-            case 128: wkv(128, before, after, w, a, b, k, v, r, y); break;
-            default: wkv(N, before, after, w, a, b, k, v, r, y);
-        }
+        const int other = row + 1 < s->B ? s->slots[row + 1] : s->slots[row]; /* states lie far apart */
+        const float *next = s->before[layer].wkv + ((size_t)other * m->heads + head) * square;
+        wkv(N, before, after, w, a, b, k, v, r, y, next);
 
         expand(tensor_of(s, layer, R_K), from, N, vector);
         for (int i = 0; i < N; i++) vector[i] *= k[i];
@@ -681,6 +683,15 @@ static void run_head(const Step *s, int layer, int head, float *scratch) {
         bias.data = (const char *)bias.data + (size_t)from * element_bytes[bias.type];
         layer_norm(y, &weight, &bias, N, N * 1e-5f, z);
         for (int i = 0; i < N; i++) z[i] = (z[i] + bonus * v[i]) * gate[i];
+    }
+}
+
+static void run_head(const Step *s, int layer, int head, float *scratch) {
+    const int N = s->model->width / s->model->heads;
+    switch (N) {
+        case 64: head_of_size(64, s, layer, head, scratch); break;
+        case 128: head_of_size(128, s, layer, head, scratch); break;
+        default: head_of_size(N, s, layer, head, scratch);
     }
 }
 
