@@ -3,11 +3,12 @@
 B rows (texts that are written side by side), D width, V vocabulary.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mm_rwkv7.cpu_decode import CpuStepper
 from mm_rwkv7.cuda_decode import CudaStepper
@@ -57,34 +58,45 @@ class _Following:
     def __init__(self, lm: RWKV7) -> None:
         self._lm = lm
         self._portable = ModuleStepper(lm)
-        modules = lm.modules() if isinstance(lm, RWKV7) else ()
-        self._holders = [holder for module in modules for holder in (module._parameters, module._buffers) if holder]
+        modules, head = (lm.modules(), lm.head.modules()) if isinstance(lm, RWKV7) else ((), ())
+        self._all, self._head = _holders(modules), _holders(head)
         self._places: list[object] = []
+        self._head_places: list[object] = []
         self._compiled: CpuStepper | CudaStepper | None = None
 
     def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         if isinstance(self._compiled, CudaStepper) and len(x) <= self._compiled.rows and x.is_cuda:
             found = self._compiled(x, state)
-            if self._look() == self._places:  # while the GPU works
+            if _look(self._all) == self._places:  # while the GPU works
                 return found
         return self._current(x)(x, state)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        if self._compiled and 1 <= len(hidden) <= self._compiled.rows and _look(self._head) == self._head_places:
+            return self._compiled.logits(hidden)  # reads nothing else
         return self._current(hidden).logits(hidden)
 
-    def _look(self) -> list[object]:
-        tensors = [tensor for holder in self._holders for tensor in holder.values() if tensor is not None]
-        places: list[object] = [tensor.data_ptr() for tensor in tensors]
-        places += [tensor.dtype for tensor in tensors]
-        if tensors and tensors[0].is_cuda:
-            places += [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-        return places
-
     def _current(self, rows: Tensor) -> Stepper:
-        places = self._look()
+        places = _look(self._all)
         if places != self._places:
+            self._head_places = _look(self._head)
             on_gpu = bool(places) and self._lm.emb.weight.is_cuda
             self._compiled, self._places = (CudaStepper if on_gpu else CpuStepper).of(self._lm), places
         if self._compiled is None or not 1 <= len(rows) <= self._compiled.rows:
             return self._portable  # matrix products are as good for many rows
         return self._compiled
+
+
+def _holders(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """Where modules keep their tensors by name."""
+    return [holder for module in modules for holder in (module._parameters, module._buffers) if holder]
+
+
+def _look(holders: Sequence[dict[str, Any]]) -> list[object]:
+    """Where the tensors lie and what they are."""
+    tensors: list[Tensor] = [tensor for holder in holders for tensor in holder.values() if tensor is not None]
+    places: list[object] = [tensor.data_ptr() for tensor in tensors]
+    places += [tensor.dtype for tensor in tensors]
+    if tensors and tensors[0].is_cuda:
+        places += [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+    return places

@@ -266,6 +266,9 @@ def test_changes_of_the_weights_are_seen() -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         model.to(dtype)
         assert_current()
+    hidden = step(model.embed(torch.tensor([3])), model.initial_state())[0]
+    model.head.weight.data = torch.randn_like(model.head.weight)  # between a step and its logits
+    assert error(step.logits(hidden), ModuleStepper(model).logits(hidden)) < 1e-5
 
 
 def test_a_state_that_does_not_fit_is_refused() -> None:
