@@ -70,7 +70,7 @@ class CpuPooledStep:
     def __call__(self, x: Tensor, slots: Sequence[int]) -> Tensor:
         rows = self._compiled.rows
         starts = range(0, len(x), rows)
-        return torch.cat([self._compiled.in_pool(x[i : i + rows], self.pool, slots[i : i + rows]) for i in starts])
+        return _joined([self._compiled.in_pool(x[i : i + rows], self.pool, slots[i : i + rows]) for i in starts])
 
     def read(self, x: Tensor, slots: Sequence[int], lengths: Sequence[int]) -> Tensor:
         """As `read` of this module. ValueError for a row without a step."""
@@ -83,10 +83,10 @@ class CpuPooledStep:
             here = Counter(of[start : start + self._compiled.rows])
             some = tokens[start : start + self._compiled.rows]
             found.append(self._compiled.in_pool(some, self.pool, [slots[i] for i in here], [*here.values()]))
-        return torch.cat(found)[torch.tensor(lengths).cumsum(0) - 1]
+        return _joined(found)[torch.tensor(lengths).cumsum(0) - 1]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return torch.cat([self._compiled.logits(part) for part in hidden.split(self._compiled.rows)])
+        return _joined([self._compiled.logits(part) for part in hidden.split(self._compiled.rows)])
 
 
 class ModulePooledStep:
@@ -101,3 +101,8 @@ class ModulePooledStep:
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._portable.logits(hidden)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after another; a single one is not copied, which for logits takes as long as a third of their product."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
