@@ -110,6 +110,14 @@ def endless_model() -> "MMRWKV7":
     return make_model(max_new_tokens=600)
 
 
+def pytest_configure() -> None:
+    from hypothesis import HealthCheck, settings
+
+    # How long an example takes, or the drawing of it, depends on who else uses the machine.
+    settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("unhurried")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         import torch

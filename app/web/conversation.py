@@ -193,6 +193,8 @@ class Conversation:
             yield Progress(self.turns)
 
     def _submit(self, request: Request) -> Ticket:
+        if self._stopped:  # a short answer would be there before it could be cancelled
+            raise Cancelled("the answer was stopped before it began")
         self._ticket = ticket = self._engine.submit(request)
         if self._stopped:
             ticket.cancel()

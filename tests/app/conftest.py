@@ -1,6 +1,6 @@
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,15 +60,18 @@ def client(url: str) -> Any:
 
 @dataclass
 class SlowPage:
-    """A page whose whole answers take 12 seconds, and the tokens that it has written."""
+    """A page whose whole answers take 12 seconds, since its `pace` is waited for before every token, and the tokens
+    that it has written."""
 
     url: str
+    engine: Any
     tokens: int = 0
+    pace: Callable[[], None] = lambda: time.sleep(STEP)
 
 
 @contextmanager
-def _served(model: Any, name: str) -> Iterator[str]:
-    """The address of a model's page, served from this process."""
+def _served(model: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The address of a model's page, served from this process, and its engine."""
     from app.engine import Engine
     from app.serving import launch
     from app.web.page import build
@@ -79,7 +82,7 @@ def _served(model: Any, name: str) -> Iterator[str]:
     with Engine(Pipeline(model, name)) as engine:
         page = build(engine)
         launch(page, engine, "127.0.0.1", port)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", engine
         page.close()
 
 
@@ -90,12 +93,12 @@ def slow_page(endless_model: Any) -> Iterator[SlowPage]:
     choose = engine.choose
 
     def slowly(logits: Any, samplers: Any) -> Any:
-        time.sleep(STEP)
+        served.pace()
         served.tokens += len(samplers)
         return choose(logits, samplers)
 
-    with pytest.MonkeyPatch.context() as patch, _served(endless_model, "endless") as url:
-        served = SlowPage(url)
+    with pytest.MonkeyPatch.context() as patch, _served(endless_model, "endless") as (url, its_engine):
+        served = SlowPage(url, its_engine)
         patch.setattr(engine, "choose", slowly)
         yield served
 
@@ -117,7 +120,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def listening_page(listening_model: Any) -> Iterator[str]:
     """The address of a page whose model hears."""
-    with _served(listening_model, "listener") as url:
+    with _served(listening_model, "listener") as (url, _):
         yield url
 
 

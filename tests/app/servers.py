@@ -88,14 +88,19 @@ def post(url: str, path: str, body: Any, **headers: str) -> httpx.Response:
 
 
 @contextmanager
-def sent(url: str, path: str, body: Any) -> Iterator[socket.socket]:
-    """A connection on which a request was sent, and which is closed at the end whatever has come."""
+def sent(url: str, path: str, body: Any, holds: int | None = None) -> Iterator[socket.socket]:
+    """A connection on which a request was sent, and which is closed at the end whatever has come. It `holds` so many
+    bytes that were not taken yet, or what the system thinks best."""
     data = json.dumps(body).encode()
     head = (
         f"POST /v1/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
     host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with socket.socket() as connection:
+        if holds is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, holds)
+        connection.settimeout(60)
+        connection.connect((host, int(port)))
         connection.sendall(head.encode() + data)
         yield connection
 

@@ -172,6 +172,7 @@ def test_only_the_key_opens(replicas: Replicas) -> None:
     assert all(name != b"authorization" for sent, _ in replicas.calls for name, _ in sent.headers)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_who_leaves_in_mid_answer_frees_the_slot(endless_model: Any) -> None:
     body = {"model": "endless", "messages": ask("Describe"), "stream": True, "max_tokens": 16_000}
     with (
@@ -184,11 +185,20 @@ def test_who_leaves_in_mid_answer_frees_the_slot(endless_model: Any) -> None:
         until(lambda: engine.counts.cancelled == 1, "the request is cancelled")
 
 
-@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("stream", [True, False])
-def test_an_engine_that_ends_is_a_replica_that_goes(endless_model: Any, stream: bool) -> None:
+def test_an_engine_that_ends_is_a_replica_that_goes(
+    endless_model: Any, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ending = Pipeline(endless_model, "tiny")
     with Engine(ending, EngineConfig(slots=2)) as other, Engine(ending, EngineConfig(slots=2)) as first:
+        choose = first._choose
+
+        def until_it_ends(rows: Any) -> Any:
+            if first.counts.tokens_written > 20:
+                until(lambda: not first.alive, "it is closed")
+            return choose(rows)
+
+        monkeypatch.setattr(first, "_choose", until_it_ends)
         replicas = Replicas([first, other])
         with listening(front.create(replicas, ServerConfig(), AT_ONCE)) as url, ThreadPoolExecutor(1) as pool:
             asked = pool.submit(streamed if stream else written, client_of(url), messages=ask("Describe"))

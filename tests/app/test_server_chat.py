@@ -1,6 +1,7 @@
 """Chats over HTTP, by OpenAI's own client, against the same questions asked of the pipeline."""
 
 import math
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from app.api.connections import Connection
 from app.engine import Engine, EngineConfig
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
@@ -21,7 +23,7 @@ def pipeline(listening_model: Any) -> Pipeline:
 
 
 @pytest.fixture
-def slow(endless_model: Any) -> Iterator[tuple[Engine, str]]:
+def slow(endless_model: Any, unhurried: None) -> Iterator[tuple[Engine, str]]:
     """One slot, room for one more, and answers that end when they are told to."""
     pipeline = Pipeline(endless_model, "endless")
     with Engine(pipeline, EngineConfig(slots=1, max_waiting=1)) as engine, served(engine) as url:
@@ -157,20 +159,27 @@ def test_who_leaves_in_mid_answer_frees_the_slot(slow: tuple[Engine, str], strea
         until(lambda: engine.counts.tokens_written, "it writes")
         assert engine.scheduler.free == 0
     until(lambda: engine.counts.cancelled == 1, "the request is cancelled")
-    assert engine.scheduler.free == 1
+    until(lambda: engine.scheduler.free == 1, "its slot is free")
     assert engine.counts.tokens_written < 16_000
     short = {"model": "endless", "messages": ask("Describe"), "max_tokens": 2}
     assert post(url, "chat/completions", short).status_code == 200
 
 
-def test_who_takes_nothing_of_an_answer_is_let_go(endless_model: Any) -> None:
+def test_who_takes_nothing_of_an_answer_is_let_go(endless_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Connection.connection_made
+
+    def narrow(self: Connection, transport: Any) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 12)
+        made(self, transport)
+
+    monkeypatch.setattr(Connection, "connection_made", narrow)
     pipeline = Pipeline(endless_model, "endless")
     body = {"model": "endless", "messages": ask("Describe"), "stream": True, "max_tokens": 16_000}
     body |= {"logprobs": True, "top_logprobs": 20}  # more than the buffers on the way hold
     with (
         Engine(pipeline, EngineConfig(slots=1)) as engine,
         served(engine, send_s=0.2) as url,
-        sent(url, "chat/completions", body) as connection,
+        sent(url, "chat/completions", body, holds=1 << 12) as connection,
     ):
         assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
         until(lambda: engine.counts.cancelled == 1, "the request is cancelled")

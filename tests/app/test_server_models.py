@@ -106,7 +106,7 @@ def test_states_outlast_their_models_engine(url: str, models: Models, known: dic
 @pytest.mark.usefixtures("unhurried")
 def test_a_model_in_use_stays_and_others_are_told_to_wait(url: str, models: Models) -> None:
     client = client_of(url)
-    stream = client.chat.completions.create(model="endless", messages=ask("What?"), max_tokens=4000, stream=True)
+    stream = client.chat.completions.create(model="endless", messages=ask("What?"), max_tokens=16_000, stream=True)
     next(iter(stream))
     with pytest.raises(openai.RateLimitError) as refused:
         client.chat.completions.create(model="listening", messages=ask("What?"))

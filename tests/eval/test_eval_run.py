@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -310,23 +309,43 @@ def test_a_task_of_another_mode_predicts_by_itself(tiny_model: MMRWKV7, tmp_path
         score(Lengths(), Path(), tmp_path)
 
 
+HELD = """
+import sys
+from eval.__main__ import main
+from eval.predictions import Log
+
+write = Log.write
+
+def held(log, fields):
+    write(log, fields)
+    if log.written == int(sys.argv[1]):
+        print("written", flush=True)
+        sys.stdin.read()
+
+Log.write = held
+main(sys.argv[2:])
+"""
+
+
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    ask = ("--tasks", "scenes", "--limit", "80", "--batch", "4", "--device", "cpu", "--model", str(tiny_checkpoint))
-    command = [sys.executable, "-m", "eval", "run", *ask]
-    subprocess.run([*command, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
+    ask = ["run", "--tasks", "scenes", "--limit", "80", "--batch", "4", "--device", "cpu"]
+    ask += ["--model", str(tiny_checkpoint), "--out"]
+    command = [sys.executable, "-m", "eval", *ask]
+    subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
     out = tmp_path / "broken"
     path = out / "scenes" / "predictions.jsonl"
-    kills = 0
-    for goal in (10, 40):
-        process = subprocess.Popen([*command, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < goal):
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    for goal in (10, 41):  # in the middle of a batch
+        held = [sys.executable, "-c", HELD, str(goal), *ask, str(out)]
+        with subprocess.Popen(held, cwd=ROOT, **pipes) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"written\n"
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert path.read_bytes().count(b"\n") == goal
     assert path.read_bytes() != predictions(tmp_path / "whole")
-    subprocess.run([*command, "--out", str(out)], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*command, str(out)], cwd=ROOT, check=True, capture_output=True)
     assert path.read_bytes() == predictions(tmp_path / "whole")
 
 

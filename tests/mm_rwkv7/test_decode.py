@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -377,8 +378,11 @@ def test_signals_are_not_for_the_kernel_s_threads(monkeypatch: pytest.MonkeyPatc
 
 def _masks() -> dict[str, int]:
     """The signals that each thread of this process blocks."""
-    tasks = {path.name: (path / "status").read_text() for path in Path("/proc/self/task").iterdir()}
-    return {name: int(text.split("SigBlk:")[1].split()[0], 16) for name, text in tasks.items()}
+    masks = {}
+    for path in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # another test's thread has just ended
+            masks[path.name] = int((path / "status").read_text().split("SigBlk:")[1].split()[0], 16)
+    return masks
 
 
 @torch.no_grad()

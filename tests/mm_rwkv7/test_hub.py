@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -79,6 +78,7 @@ class Hub:
     broken: int | None = None
     breaks: str = "/"
     after: Callable[[str], None] = lambda path: None
+    over: threading.Event = field(default_factory=threading.Event)  # until then nobody is answered
 
     def push(self, repo: str, files: dict[str, bytes]) -> None:
         """A new commit, which is `main` from now on."""
@@ -88,7 +88,7 @@ class Hub:
         """-> (status, headers, body)."""
         if self.broken is not None and path.startswith(self.breaks):
             if self.broken == 0:
-                time.sleep(4)
+                self.over.wait()
             return self.broken or 200, {}, b"the hub is ill"
         parts = path.strip("/").removeprefix("api/models/").split("/")
         commits = self.commits.get("/".join(parts[:2]))
@@ -138,6 +138,7 @@ def hub() -> Iterator[Hub]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     made.address = f"http://127.0.0.1:{server.server_port}"
     yield made
+    made.over.set()
     server.shutdown()
     server.server_close()
 

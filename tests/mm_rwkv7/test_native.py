@@ -138,7 +138,7 @@ def test_gradient_of_one_of_the_results_alone(path: str, used: int, seed: int) -
 
 
 @pytest.mark.usefixtures("kernel")
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:

@@ -103,8 +103,9 @@ def _stage(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     return stage | ({"lora": {"rank": 4}} if kind == "lora" else {})
 
 
-def command(recipe: Path) -> list[str]:
-    return [sys.executable, "-m", "training", str(recipe), "--device", "cpu"]
+def command(recipe: Path, step: int) -> list[str]:
+    """A run that waits after `step`, if it comes to it, until its input ends."""
+    return [sys.executable, str(Path(__file__).with_name("held_run.py")), str(step), str(recipe), "--device", "cpu"]
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -100,7 +100,8 @@ def test_a_killed_run_of_every_kind_goes_on_bit_for_bit(start: Path, tmp_path: P
     folder = tmp_path / "killed/run"
     for number, step in ((signal.SIGKILL, 13), (signal.SIGTERM, 18)):
         alike = environment(torch.get_num_threads())
-        with subprocess.Popen(command(path), env=alike, stderr=subprocess.PIPE) as process:
+        pipes: Any = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command(path, step), env=alike, **pipes) as process:
             try:
                 wait_for_step(folder, step, process)
                 process.send_signal(number)
@@ -120,19 +121,20 @@ def test_a_killed_run_of_every_kind_goes_on_bit_for_bit(start: Path, tmp_path: P
 
 
 @contextmanager
-def two_ranks(recipe: Path) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """As torchrun starts them, but with nobody who ends one of them when the other is gone."""
+def two_ranks(recipe: Path, step: int) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """As torchrun starts them, but with nobody who ends one of them when the other is gone. The first, which writes the
+    log, waits after `step` until its input ends, and the other one for the first."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     place = {**environment(1), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    ranks = [subprocess.Popen(command(recipe), env={**place, "RANK": str(rank)}, **quiet) for rank in range(2)]
+    quiet: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    ranks = [subprocess.Popen(command(recipe, step), env={**place, "RANK": str(rank)}, **quiet) for rank in range(2)]
     try:
         yield ranks
     finally:
         for process in ranks:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 @pytest.mark.slow
@@ -146,20 +148,21 @@ def test_two_ranks_that_are_stopped_go_on(start: Path, tmp_path: Path) -> None:
         tmp_path / "stopped", start, "finetune", **settings, engine={"parallel": "fsdp", "asynchronous": True}
     )
     folder = tmp_path / "stopped/run"
-    with two_ranks(path) as ranks:
+    with two_ranks(path, 3) as ranks:
         wait_for_step(folder, 3, ranks[0])
         ranks[1].send_signal(signal.SIGTERM)
+        ranks[0].stdin.close()  # type: ignore[union-attr]
         assert [process.wait(PATIENCE) for process in ranks] == [143, 143]
     last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"]
     assert last < 57
     assert (folder / f"checkpoints/step-{last}/.metadata").is_file()
     parts = {part.name for part in (folder / f"checkpoints/step-{last}").glob("*.distcp")}
     assert parts == {"__0_0.distcp", "__1_0.distcp"}, "every rank writes its part"
-    with two_ranks(path) as ranks:
+    with two_ranks(path, last + 3) as ranks:
         wait_for_step(folder, last + 3, ranks[0])
         ranks[0].send_signal(signal.SIGKILL)
         assert ranks[1].wait(PATIENCE) > 0
-    with two_ranks(path) as ranks:
+    with two_ranks(path, 0) as ranks:
         assert [process.wait(PATIENCE) for process in ranks] == [0, 0]
     assert losses(folder) == pytest.approx(losses(Path(alone.run)), rel=1e-5)
     assert not list((folder / "checkpoints").glob(".step-*"))

@@ -1,5 +1,6 @@
 """The page in a real browser: send, see the answer stream in, stop it, take it back, go on elsewhere."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from app.web.visitors import MOST
 from mm_rwkv7.pipeline import Pipeline
+from tests.app.servers import until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -141,7 +143,17 @@ def _nameless(tab: "Page") -> list[str]:
         || e.getAttribute('aria-labelledby') || e.type == 'file')).map(e => e.outerHTML.slice(0, 200))""")
 
 
-def test_an_answer_streams_in_and_is_stopped(tab: "Page", pictures: dict[str, Path]) -> None:
+def test_an_answer_streams_in_and_is_stopped(
+    tab: "Page", slow_page: Any, pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace = slow_page.pace
+
+    def until_stopped() -> None:
+        pace()
+        for row in slow_page.engine.scheduler.writing:
+            until(lambda row=row: row.ticket.written < 100 or row.ticket.stopped, "it is stopped", PATIENCE / 1000)
+
+    monkeypatch.setattr(slow_page, "pace", until_stopped)
     _attach(tab, pictures["red"], pictures["blue"])
     _send(tab, "What is in the picture?")
     length = "document.querySelector('#chat').innerText.length"
@@ -180,8 +192,9 @@ def test_undo_another_answer_and_edit(short_tab: "Page", pictures: dict[str, Pat
     tab.press(QUESTION, "Enter")
     _answered(tab, 2)
     assert _said(tab, "bot") == [first, second]
+    before = tab.inner_text("#figures")
     _press(tab, "Retry")
-    tab.wait_for_timeout(2000)
+    _wait_until(tab, f"document.querySelector('#figures').innerText != {json.dumps(before)}")
     _answered(tab, 2)
     assert _said(tab, "bot") == [first, second]
 
@@ -281,6 +294,7 @@ def test_a_sound_is_recorded(short_tab: "Page") -> None:
     tab = short_tab
     for button in ("Record audio", "Start recording"):
         tab.click(f"#question [aria-label='{button}']")
+    tab.wait_for_selector("#question [aria-label='Stop recording']")
     tab.wait_for_timeout(1500)
     for button in ("Stop recording", "Attach audio"):
         tab.click(f"#question [aria-label='{button}']")

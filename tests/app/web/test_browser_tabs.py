@@ -106,13 +106,14 @@ def test_a_model_that_cannot_be_opened_has_no_chat(tab: "Page", known: dict[str,
 
 
 def test_a_gallery_that_is_stopped_hands_out_what_is_done(
-    tab: "Page", pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tab: "Page", pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     asking, opened = answering_all._asking, threading.Event()
+    request.addfinalizer(opened.set)
 
     def waits(engine: Engine, path: str, question: str) -> Any:
         if Path(path).name == "blue.png":
-            opened.wait(30)
+            opened.wait()
         return asking(engine, path, question)
 
     monkeypatch.setattr(answering_all, "_asking", waits)

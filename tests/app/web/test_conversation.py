@@ -219,16 +219,15 @@ def test_two_questions_of_one_moment_come_one_after_the_other(engine: Engine, sh
     _same(conversation, straight, shelf)
 
 
-@pytest.mark.usefixtures("unhurried")
 def test_stop_keeps_what_was_written_and_goes_on_from_there(endless_model: Any, shelf: Shelf) -> None:
     with Engine(Pipeline(endless_model, "endless"), EngineConfig(slots=2)) as engine:
         conversation = Conversation(engine, shelf)
-        writing = conversation.ask("What?", [], PLAIN)
+        writing = conversation.ask("What?", [], Sampling(10**6))
         next(writing)
         conversation.stop()
         turn = _last(writing)
         assert turn.figures.ending == "cancelled"
-        assert turn.figures.written < 600
+        assert turn.answer
         assert conversation.turns == (turn,)
         assert not conversation.busy
         turns_end = len(engine.pipeline.tokenizer.encode(engine.pipeline.model.config.template.turn_end))

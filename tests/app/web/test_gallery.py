@@ -3,7 +3,6 @@
 import asyncio
 import csv
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +74,13 @@ def test_leaving_early_frees_the_engine(endless_model: Any, pictures: dict[str, 
         with pytest.raises(asyncio.CancelledError):
             await waiting
         await found.aclose()
+        going_on = asyncio.all_tasks() - {asyncio.current_task()}  # a page's loop does not end with a visitor
+        await asyncio.gather(*going_on, return_exceptions=True)
 
     files = [str(pictures["red"])] * 5
     with Engine(Pipeline(endless_model), EngineConfig(slots=2)) as engine:
         asyncio.run(leave())
-        end = time.monotonic() + 30
-        while engine.scheduler.free < 2 or engine.scheduler.rows:
-            assert time.monotonic() < end, "the slots were not given back"
-            time.sleep(0.01)
+        until(lambda: engine.scheduler.free == 2 and not engine.scheduler.rows, "the slots are given back")
         assert engine.counts.answered == 0
 
 
@@ -129,8 +127,9 @@ def test_files_are_whole_or_as_they_were(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.usefixtures("unhurried")
-def test_the_page_fills_a_table_and_stops_when_it_is_told(endless_model: Any, pictures: dict[str, Path]) -> None:
+def test_the_page_fills_a_table_and_stops_when_it_is_told(
+    endless_model: Any, pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline = Pipeline(endless_model)
     with Engine(pipeline, EngineConfig(slots=2)) as engine, gr.Blocks(analytics_enabled=False) as page:
         add_gallery(only(engine), gr.State(""))
@@ -147,10 +146,17 @@ def test_the_page_fills_a_table_and_stops_when_it_is_told(endless_model: Any, pi
         with pytest.raises(AppError, match="no pictures or sounds yet"):
             visitor.predict(None, "What?", 5, api_name="/gallery")
 
-        written = engine.counts.tokens_written
+        written, choose = engine.counts.tokens_written, engine._choose
+
+        def until_it_is_told(rows: Any) -> Any:
+            if engine.counts.tokens_written > written:
+                until(lambda: all(row.ticket.cancelled for row in engine.scheduler.rows), "it is told to stop")
+            return choose(rows)
+
+        monkeypatch.setattr(engine, "_choose", until_it_is_told)
         job = visitor.submit(files * 4, "What?", 256, api_name="/gallery")
         until(lambda: engine.counts.tokens_written > written, "something is written")
         job.cancel()
         until(lambda: engine.scheduler.free == 2 and not engine.scheduler.rows, "the slots are given back")
-        assert engine.counts.answered < 2 + 8
+        assert engine.counts.answered == 2
         page.close()

@@ -36,6 +36,7 @@ from mm_rwkv7 import Sampling
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.synthetic import soundscapes
+from tests.app.servers import until
 from tests.app.web.page_client import CONTROLS, PageClient, answers, message, said
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,10 +48,24 @@ def visitor(slow_page: Any) -> PageClient:
     return PageClient(slow_page.url)
 
 
-def test_an_answer_streams_in(visitor: PageClient, pictures: Pictures, endless_model: Any) -> None:
-    updates = list(visitor.submit("What?", pictures["red"], max_new_tokens=40))
-    texts = [answers(update)[-1] for update in updates]
-    texts = ["" if text == chat_view.WAITING else text for text in texts]
+def test_an_answer_streams_in(
+    slow_page: Any, visitor: PageClient, pictures: Pictures, endless_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates: list[Any] = []
+    texts: list[str] = []
+    before = slow_page.tokens
+
+    def seen() -> None:
+        """Of every ten tokens something is seen before the next ten are written."""
+        tens = (slow_page.tokens - before) // 10
+        until(lambda: len(set(texts)) > tens, "the answer streams in")
+
+    monkeypatch.setattr("app.web.growing.PAUSE", 0)
+    monkeypatch.setattr(slow_page, "pace", seen)
+    for update in visitor.submit("What?", pictures["red"], max_new_tokens=40):
+        updates.append(update)
+        text = answers(update)[-1]
+        texts.append("" if text == chat_view.WAITING else text)
     assert len(set(texts)) > 3
     assert all(after.startswith(before) for before, after in pairwise(texts))
     alone = Pipeline(endless_model).ask("What?", [pictures["red"]], sampling=Sampling(max_new_tokens=40))
@@ -252,28 +267,54 @@ def test_visitors_side_by_side_do_not_hear_each_other(slow_page: Any, pictures: 
     assert together == [alone["red"], alone["blue"]] * 4
 
 
-def test_a_cancelled_request_stops_writing(slow_page: Any, visitor: PageClient, pictures: Pictures) -> None:
-    before = slow_page.tokens
-    job = visitor.submit("What?", pictures["red"], max_new_tokens=600)
-    next(iter(job))
-    with pytest.raises(AppError, match="still being written"):
-        visitor.ask("And?")
-    job.cancel()
-    written = -1
-    while written != slow_page.tokens:
-        written = slow_page.tokens
-        time.sleep(0.5)
-    assert written - before < 600
+def test_a_cancelled_request_stops_writing(
+    slow_page: Any, visitor: PageClient, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, left = slow_page.tokens, threading.Event()
+
+    def held() -> None:
+        if slow_page.tokens > before:
+            until(left.is_set, "the visitor may leave")
+            time.sleep(0.3)  # 600 tokens take minutes then
+
+    def free() -> bool:
+        with pytest.raises(AppError, match=r"still being written|nothing was said") as told:
+            visitor.do("undo")
+        return "nothing" in str(told.value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slow_page, "pace", held)
+        job = visitor.submit("What?", pictures["red"], max_new_tokens=600)
+        next(iter(job))
+        with pytest.raises(AppError, match="still being written"):
+            visitor.ask("And?")
+        until(lambda: slow_page.tokens > before, "it writes")
+        left.set()
+        job.cancel()
+        until(free, "the conversation is free")
+        until(lambda: not slow_page.engine.scheduler.rows, "the request is given up")
+    assert slow_page.tokens - before < 600
     assert next(said(visitor.submit("And?").result())) == ("user", "And?")
 
 
-def test_two_conversations_of_a_tab_are_answered_side_by_side(visitor: PageClient) -> None:
+def test_two_conversations_of_a_tab_are_answered_side_by_side(
+    slow_page: Any, visitor: PageClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The one that is not shown goes on, and does not disturb the one that is."""
+    before, may_end, engine = slow_page.tokens, threading.Event(), slow_page.engine
+
+    def together() -> None:
+        """The first answer goes on while there is another one."""
+        if slow_page.tokens > before:
+            until(lambda: may_end.is_set() or len(engine.scheduler.rows) > 1 or engine._inbox.qsize(), "it goes on")
+
+    monkeypatch.setattr(slow_page, "pace", together)
     first = visitor.submit("What?", max_new_tokens=200)
     next(iter(first))
     visitor.do("new")
     assert visitor.ask("Where?", max_new_tokens=5)
     assert not first.done()
+    may_end.set()
     shown = first.result()
     assert "2 · Where?" in [title for title, _ in shown[3]["choices"]]
     assert [text for role, text in said(visitor.do("show", 1)) if role == "user"] == ["What?"]

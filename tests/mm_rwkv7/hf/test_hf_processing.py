@@ -46,7 +46,7 @@ def native(tiny_model: MMRWKV7) -> Processor:
     return Processor(tiny_model.config, tokenizer, tiny_model.tower.preprocess, tiny_model.image_tokens)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(messages, min_size=1, max_size=4), st.booleans())
 @example([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}], False)
 @example([{"role": "user", "content": [{"type": "image", "image": RED}]}], False)

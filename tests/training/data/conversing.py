@@ -36,11 +36,11 @@ def words(rng: random.Random, most: int = 6) -> str:
 
 
 def record(rng: random.Random, number: int, folder: Path, sounds: bool = False) -> dict[str, Any]:
-    """A LLaVA record of one to three turns with none to two pictures (or sounds), which are written to `folder`."""
-    kind, ending, make = (
-        ("audio", "wav", sound_bytes) if sounds and rng.random() < 0.4 else ("image", "png", picture_bytes)
-    )
-    names = [f"{number}-{i}.{ending}" for i in range(rng.randrange(3))]
+    """A LLaVA record of one to three turns with none to two pictures (or sounds), which are written to `folder`. With
+    `sounds` the record number 0 has at least one."""
+    heard = sounds and (rng.random() < 0.4 or number == 0)
+    kind, ending, make = ("audio", "wav", sound_bytes) if heard else ("image", "png", picture_bytes)
+    names = [f"{number}-{i}.{ending}" for i in range(max(rng.randrange(3), heard and number == 0))]
     for name in names:
         (folder / name).write_bytes(make(rng))
     turns = []
