@@ -159,7 +159,7 @@ def test_the_folder_of_another_run_is_refused(straight: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TowerStage, "loss", lambda *_: (torch.tensor(float("nan"), requires_grad=True), {}))
-    with pytest.raises(RuntimeError, match="stage tower, step 0: the loss is nan"):
+    with pytest.raises(RuntimeError, match="stage tower, step 1: the loss is nan"):
         train(recipe(tmp_path / "run"), CPU)
     assert not (tmp_path / "run/model").exists()
 
