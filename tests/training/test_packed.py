@@ -252,6 +252,13 @@ def test_a_bad_loss_ends_the_command_with_one_line_and_keeps_what_was_good(
     assert "--set engine.on_bad_loss=skip" in line
     assert kept_steps(tmp_path / "run") == [2]
 
+    place = tmp_path / "run/checkpoints"
+    strange = {"step-best", "step-2 (copy)", "step-", "step-09", ".step-mine", "notes"}
+    for name in strange:
+        (place / name).mkdir()
+    (place / "step-99").write_text("no folder")
+    (place / ".step-1").mkdir()  # left by a kill
+    assert kept_steps(tmp_path / "run") == [2]
     poisoned(monkeypatch, float("nan"), step=0)  # the first step of what goes on
     assert main([*arguments, "--set", "engine.on_bad_loss=skip"]) == 0
     records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
@@ -261,6 +268,7 @@ def test_a_bad_loss_ends_the_command_with_one_line_and_keeps_what_was_good(
         (3, True),
         (4, False),
     ]
+    assert {path.name for path in place.iterdir()} == {"step-2", "step-4", "step-99", *strange}
 
 
 def test_the_message_of_a_bad_loss_names_a_few_of_many_samples(
