@@ -8,6 +8,7 @@ process's shards, and reads them again for any number of processes.
 import json
 import re
 import shutil
+import warnings
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ class Checkpoints:
         self.folder, self.offset, self.keep = folder / "checkpoints", offset, keep
         self.stage, self.optimizer, self.average, self.world = stage, optimizer, average, world
         self.asynchronous = asynchronous
+        if world.size == 1:  # torch says so of every checkpoint, in the middle of the progress bar
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         self.group: dist.ProcessGroup | None = None
         if asynchronous and world.size > 1:
             self.group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))

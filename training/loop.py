@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -261,8 +262,15 @@ def autocast_wanted(precision: str, device: torch.device) -> bool:
 def check_config(folder: Path, run: RunConfig) -> None:
     """ValueError for a folder of another run."""
     path = folder / "config.yaml"
-    if path.exists() and _fixed(path.read_text(encoding="utf-8")) != _fixed(describe(run)):
-        raise ValueError(f"{path} is of a run with other settings; give this one another folder (--set run=DIR)")
+    if not path.exists():
+        return
+    lines = zip_longest(_fixed(path.read_text(encoding="utf-8")), _fixed(describe(run)), fillvalue="nothing more")
+    for there, here in lines:
+        if there != here:
+            raise ValueError(
+                f"{path} is of a run with other settings (the first: {there.strip()} there, {here.strip()} here); "
+                "give this one another folder (--set run=DIR)"
+            )
 
 
 def _fixed(description: str) -> list[str]:

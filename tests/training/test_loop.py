@@ -153,7 +153,9 @@ def test_stages_that_are_done_are_not_done_again(tmp_path: Path) -> None:
 
 
 def test_the_folder_of_another_run_is_refused(straight: Path) -> None:
-    with pytest.raises(ValueError, match=r"config.yaml is of a run with other settings"):
+    with pytest.raises(
+        ValueError, match=r"config.yaml is of a run with other settings \(the first: seed: \d there, seed: 8 here\)"
+    ):
         train(recipe(straight, "seed=8"), CPU)
 
 
