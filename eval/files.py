@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.task import Sample
+from eval.task import Sample, Source
 
 T = TypeVar("T")
 
@@ -161,10 +161,13 @@ def unique(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str,
 
 def check_media(samples: Sequence[Sample]) -> None:
     """ValueError unless every picture and sound file of `samples` is there."""
-    wanted = {source: sample.id for sample in reversed(samples) for source in (*sample.images, *sample.sounds)}
+    wanted: dict[Source, str] = {}  # by what asks about it first
+    for sample in samples:
+        for source in (*sample.images, *sample.sounds):
+            wanted.setdefault(source, sample.id)
     missing = [path for path in wanted if isinstance(path, Path) and not path.is_file()]
     if missing:
-        first = missing[-1]
+        first = missing[0]
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(f"{first}{more} missing; the first is asked about in {wanted[first]!r}")
 

@@ -8,12 +8,18 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mm_rwkv7.command import Parser, check_writable, run_command
 
 PATIENCE = 10.0  # seconds
 PREPARE = "`python -m training prepare IN OUT` writes shards of your own data; with --help it says more."
 INTERRUPTED = 128 + signal.SIGINT
+FAILED = 1  # nothing is wrong with what was asked for
+ADVICE = (
+    "Try --set engine.on_bad_loss=skip, which leaves such steps out; "
+    "or in another folder (--set run=DIR) a lower learning_rate, or precision=fp32"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,8 +64,8 @@ def _train(options: Namespace) -> None:
             if plan.wrong:
                 raise ValueError(f"this run would not begin: {'; '.join(plan.wrong)}")
         return
-    from training.checkpoints import kept_steps
     from training.logs import summary
+    from training.loop import BadLossError
     from training.run import check_processes, train
 
     try:
@@ -67,18 +73,34 @@ def _train(options: Namespace) -> None:
     except ValueError:
         if first:
             raise
-        time.sleep(PATIENCE)  # torchrun ends all processes with the first that fails: let that one say why
-        raise SystemExit(2) from None
+        _leave_word_to_the_first(2)
     try:
         place = train(run, device)
     except KeyboardInterrupt:
         if first:
-            kept = max(kept_steps(Path(run.run)), default=0)
-            print(f"interrupted: {run.run} keeps step {kept}; the same command goes on from there", file=sys.stderr)
+            print(f"interrupted: {_kept(run.run)}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+    except BadLossError as error:
+        if not first:
+            _leave_word_to_the_first(FAILED)
+        print(f"error: {error}; {_kept(run.run)}. {ADVICE}", file=sys.stderr)
+        raise SystemExit(FAILED) from None
     if first:
         print(summary(Path(run.run)), file=sys.stderr)
         print(place)
+
+
+def _kept(run: str) -> str:
+    from training.checkpoints import kept_steps
+
+    kept = max(kept_steps(Path(run)), default=0)
+    return f"{run} keeps step {kept}; the same command goes on from there" if kept else f"{run} keeps no step yet"
+
+
+def _leave_word_to_the_first(code: int) -> NoReturn:
+    """torchrun ends all processes with the first that fails: let that be the one that says why."""
+    time.sleep(PATIENCE)
+    raise SystemExit(code) from None
 
 
 if __name__ == "__main__":

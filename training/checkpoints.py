@@ -6,7 +6,9 @@ process's shards, and reads them again for any number of processes.
 """
 
 import json
+import re
 import shutil
+import warnings
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from training.distributed import World
 from training.optim import Average
 from training.stage import Stage
 
+PLACE = re.compile(r"\.?step-(0|[1-9][0-9]*)")  # the folder of a checkpoint, with a point one that is not whole
+
 
 @dataclass
 class Progress:
@@ -36,7 +40,13 @@ class Progress:
 
 def kept_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints that are there, oldest first."""
-    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+    return _steps(folder / "checkpoints", "")
+
+
+def _steps(folder: Path, hidden: str) -> list[int]:
+    """Those of the folders `step-N`, or of drafts with a "." before it. What else lies there is somebody else's."""
+    found = ((PLACE.fullmatch(path.name), path) for path in folder.glob(f"{hidden}step-*"))
+    return sorted(int(name[1]) for name, path in found if name and path.is_dir())
 
 
 class Checkpoints:
@@ -57,6 +67,8 @@ class Checkpoints:
         self.folder, self.offset, self.keep = folder / "checkpoints", offset, keep
         self.stage, self.optimizer, self.average, self.world = stage, optimizer, average, world
         self.asynchronous = asynchronous
+        if world.size == 1:  # torch says so of every checkpoint, in the middle of the progress bar
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         self.group: dist.ProcessGroup | None = None
         if asynchronous and world.size > 1:
             self.group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
@@ -83,8 +95,8 @@ class Checkpoints:
         draft = self._draft(step)
         if self.world.first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".step-*"):  # a kill came between
-                shutil.rmtree(left)
+            for left in _steps(self.folder, "."):  # a kill came between
+                shutil.rmtree(self._draft(left))
             draft.mkdir()
         self.world.barrier()
         states = self._states(json.dumps(asdict(progress)))

@@ -178,11 +178,13 @@ def load_any(recipe: str, changes: Sequence[str] = ()) -> RunConfig | StudyConfi
         raise ValueError(f"no recipe {recipe!r}: expected a YAML file or one of {names}")
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"the recipe is {fields!r:.60}, expected settings, `key: value`")
         for change in changes:
             _apply(fields, change)
         return build(StudyConfig if "study" in fields else RunConfig, fields, "recipe")
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error  # YAML draws where it is
 
 
 def describe(run: RunConfig | StudyConfig) -> str:

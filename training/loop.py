@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,6 +39,12 @@ from training.stage import Stage
 ENDED = 128 + signal.SIGTERM  # the exit code of a run that was told to end
 TOLD = ("samples", "position", "faults")  # of a pack, what the model does not read
 USUAL = 0.98  # what the usual loss keeps of itself a step
+NAMED = 10  # samples in the message of an error
+REACTIONS = ("on_bad_loss", "spike", "broken_share")  # settings that may change on the way: a stop asks for them
+
+
+class BadLossError(RuntimeError):
+    """A loss that the run was told to stop at; it says which step's, what it is, and whose."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,10 @@ def train_stage(
                 usual = outcome.loss if progress.usual is None else progress.usual
                 progress.usual = USUAL * usual + (1 - USUAL) * outcome.loss
             elif run.engine.on_bad_loss == "stop":
-                of = f"; the samples were {', '.join(named)}" if named else ""
-                raise RuntimeError(f"stage {config.name}, step {step}: {wrong}{of}")
+                checkpoints.finish()  # what was good is kept
+                more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+                of = f"; the samples were {', '.join(named[:NAMED])}{more}" if named else ""
+                raise BadLossError(f"stage {config.name}, step {offset + step + 1}: {wrong}{of}")
             optimizer.zero_grad(set_to_none=True)
             progress.step = step + 1
             progress.tokens += int(outcome.tokens)
@@ -253,8 +262,20 @@ def autocast_wanted(precision: str, device: torch.device) -> bool:
 def check_config(folder: Path, run: RunConfig) -> None:
     """ValueError for a folder of another run."""
     path = folder / "config.yaml"
-    if path.exists() and path.read_text(encoding="utf-8") != describe(run):
-        raise ValueError(f"{path} is of a run with other settings; give this one another folder (--set run=DIR)")
+    if not path.exists():
+        return
+    lines = zip_longest(_fixed(path.read_text(encoding="utf-8")), _fixed(describe(run)), fillvalue="nothing more")
+    for there, here in lines:
+        if there != here:
+            raise ValueError(
+                f"{path} is of a run with other settings (the first: {there.strip()} there, {here.strip()} here); "
+                "give this one another folder (--set run=DIR)"
+            )
+
+
+def _fixed(description: str) -> list[str]:
+    """The lines of what may not change in a run."""
+    return [line for line in description.splitlines() if line.partition(":")[0].strip() not in REACTIONS]
 
 
 def write_config(folder: Path, run: RunConfig) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mm_rwkv7.command import Parser, run_command
 from mm_rwkv7.pipeline import Pipeline
 from training.config import load_recipe
-from training.singles.named import AnySample, AnySource, open_sources, open_turn
+from training.singles.named import SOUND_SOURCES, AnySample, AnySource, open_sources, open_turn
 from training.singles.sources import SOURCES, Sample
 
 TRAINED = 4000  # samples of each source that the blind guess has seen
@@ -96,11 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _score(options: Namespace) -> None:
+    if options.limit < 1:
+        raise ValueError(f"--limit is {options.limit}, expected at least 1")
     pipeline = Pipeline.from_pretrained(options.model)
     names = options.sources.split(",") if options.sources else [n for s in load_recipe("nano").stages for n in s.data]
     tower = pipeline.model.tower
-    if tower is None and (seen := sorted(set(SOURCES).intersection(names))):
-        raise ValueError(f"model {options.model!r} cannot see, it has no tower, and {seen} are pictures")
+    for part, known, sense in ((tower, SOURCES, "see"), (pipeline.model.sound, SOUND_SOURCES, "hear")):
+        if part is None and (wrong := sorted(set(known).intersection(names))):
+            raise ValueError(f"model {options.model!r} cannot {sense} {wrong}; --sources names what it is asked about")
     size = 0 if tower is None else tower.preprocess.size
     print(table(score(pipeline, open_sources(names, options.data, size), options.limit)))
 

@@ -101,11 +101,20 @@ def tables(questions: Mapping[str, Question], predictions: Mapping[str, str]) ->
 
 def consistency(questions: Mapping[str, Question], predictions: Mapping[str, str]) -> float | None:
     """For each balanced question answered rightly: the share of right answers to the other questions that its answer
-    implies; the mean in percent. None where there is no such question. Every question needs a prediction."""
+    implies; the mean in percent. None where there is no such question. Every question needs a prediction, and so does
+    what a balanced one implies: a ValueError names what is missing, where the official script ends with a KeyError."""
     shares = []
     for id, question in questions.items():
+        if not question.balanced:
+            continue
         implied = [other for other in question.entailed if other != id]
-        if question.balanced and implied and predictions[id] == question.answer:
+        for other in (id, *implied):
+            if other not in questions or other not in predictions:
+                what = "prediction" if other in questions else "question"
+                raise ValueError(
+                    f"consistency of question {id!r}: there is no {what} {other!r}, expected all of a split"
+                )
+        if implied and predictions[id] == question.answer:
             shares.append(mean(predictions[other] == questions[other].answer for other in implied))
     return 100 * mean(shares) if shares else None
 

@@ -97,6 +97,16 @@ class ValAll(Val):
     variant = "val_all with consistency, answers in lower case without final periods"
     questions_file = "val_all_questions.json"
 
+    def _records(self, data: Path) -> dict[str, files.Record]:
+        """A ValueError names a balanced question that implies one which is not there."""
+        records = super()._records(data)
+        for record in records.values():
+            if record["isBalanced"].flag():
+                for other in record["entailed"].list():
+                    if other.text() not in records:
+                        raise other.error(f"there is no question {other.text()!r}, expected all questions of the split")
+        return records
+
     def _consistency(self, questions: Mapping[str, gqa.Question], predictions: Mapping[str, str]) -> dict[str, float]:
         if len(predictions) < len(questions):
             return {}  # a limited run lacks questions that answers imply

@@ -103,3 +103,9 @@ def test_missing_pictures_are_counted_and_the_first_named(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"b\.png and 1 more missing; the first is asked about in 'b'"):
         files.check_media(samples)
     files.check_media(samples[:1])
+    again = Sample("e", "?", (tmp_path / "e.png", tmp_path / "b.png"))
+    for first, order in (("b.png", samples), ("d.wav", samples[::-1]), ("e.png", [again, *samples, again])):
+        with pytest.raises(
+            ValueError, match=rf"/{first} and \d more missing; the first is asked about in '{first[0]}'"
+        ):
+            files.check_media(order)

@@ -13,9 +13,13 @@ from mm_rwkv7 import checkpoint
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.state import State
 from tests.training.packed_run import TRAINS, load, losses, make_start, write_recipe
+from training import loop
+from training.__main__ import main
+from training.checkpoints import kept_steps
 from training.config import RunConfig
 from training.data.mixture import Mixture
 from training.data.packs import open_stream
+from training.loop import BadLossError
 from training.packed import PackedStage
 from training.run import train
 from training.settings import SourceConfig, StageConfig
@@ -215,7 +219,7 @@ def test_a_bad_loss_names_its_samples_or_is_skipped(
     poisoned(monkeypatch, value, step=2)
     with pytest.raises(RuntimeError, match=message) as caught:
         train(run, CPU)
-    assert "stage align, step 2: " in str(caught.value)
+    assert "stage align, step 3: " in str(caught.value)
     assert str(caught.value).endswith("; the samples were " + ", ".join(culprits))
 
     poisoned(monkeypatch, value, step=2)
@@ -225,6 +229,58 @@ def test_a_bad_loss_names_its_samples_or_is_skipped(
     assert [record["step"] for record in records if "skipped" in record] == [3]
     assert records[2]["samples"] == culprits
     assert message in records[2]["skipped"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_bad_loss_ends_the_command_with_one_line_and_keeps_what_was_good(
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asynchronous: bool,
+) -> None:
+    """And the same folder goes on with another way to meet such a loss."""
+    recipe = write_recipe(tmp_path, start, "align", engine={"asynchronous": asynchronous})
+    arguments = [str(recipe), "--device", "cpu"]
+    poisoned(monkeypatch, float("nan"), step=2)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: stage align, step 3: the loss is nan; the samples were ")
+    assert f"{tmp_path / 'run'} keeps step 2; " in line
+    assert "--set engine.on_bad_loss=skip" in line
+    assert kept_steps(tmp_path / "run") == [2]
+
+    place = tmp_path / "run/checkpoints"
+    strange = {"step-best", "step-2 (copy)", "step-", "step-09", ".step-mine", "notes"}
+    for name in strange:
+        (place / name).mkdir()
+    (place / "step-99").write_text("no folder")
+    (place / ".step-1").mkdir()  # left by a kill
+    assert kept_steps(tmp_path / "run") == [2]
+    poisoned(monkeypatch, float("nan"), step=0)  # the first step of what goes on
+    assert main([*arguments, "--set", "engine.on_bad_loss=skip"]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [(record["step"], "skipped" in record) for record in records] == [
+        (1, False),
+        (2, False),
+        (3, True),
+        (4, False),
+    ]
+    assert {path.name for path in place.iterdir()} == {"step-2", "step-4", "step-99", *strange}
+
+
+def test_the_message_of_a_bad_loss_names_a_few_of_many_samples(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "NAMED", 1)
+    run = load(write_recipe(tmp_path, start, "align"))
+    culprits = packs(run, start, 1)[0]["samples"]
+    poisoned(monkeypatch, float("nan"), step=0)
+    with pytest.raises(BadLossError) as caught:
+        train(run, CPU)
+    assert str(caught.value).endswith(f" were {culprits[0]} and {len(culprits) - 1} more")
 
 
 def test_the_usual_loss_is_a_mean_over_many_steps(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

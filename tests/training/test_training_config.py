@@ -122,3 +122,21 @@ def test_the_recipes_here_can_be_read(name: str, kind: str) -> None:
 def test_sound_captions_begins_with_the_bundled_model() -> None:
     model, _ = continued_model(load_recipe("sound_captions"))
     assert model.config.sound is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the recipe is None, expected settings"),
+        ("- run\n- stages\n", r"the recipe is \['run', 'stages'\], expected settings"),
+        ("run: [1\n", "while parsing a flow sequence .* line 1, column 6"),
+        ("run: a\n", r"recipe lacks \['stages'\]"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_recipe(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)

@@ -100,29 +100,36 @@ class IndexedTokens:
 
 def write_tokens(documents: Iterable[Iterable[int]], out: str | Path, largest: int = 65535) -> int:
     """Write ids, each document one sequence, to `out`.bin and `out`.idx; returns the number of ids. They take two bytes
-    each where the `largest` allows it, else four. Both files come to their places when both are whole."""
+    each where the `largest` allows it, else four. Both files come to their places when both are whole; what ends the
+    writing before leaves neither."""
     dtype = np.dtype(TYPES[8] if largest < 1 << 16 else TYPES[4])
     lengths: list[int] = []
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     data, index = (out.with_name(f"{out.name}.{end}") for end in ("bin", "idx"))
     drafts = [file.with_name(f"{file.name}.tmp") for file in (data, index)]
-    with drafts[0].open("wb") as file:
-        for number, document in enumerate(documents):
-            ids = np.fromiter(document, dtype=np.int64)
-            if len(ids) and not 0 <= ids.min() <= ids.max() <= largest:
-                raise ValueError(f"document {number} has ids from {ids.min()} to {ids.max()}, expected 0 to {largest}")
-            file.write(ids.astype(dtype).tobytes())
-            lengths.append(len(ids))
-    sizes = np.array(lengths, dtype=np.int64)
-    pointers = (np.cumsum(sizes) - sizes) * dtype.itemsize
-    code = next(code for code, name in TYPES.items() if np.dtype(name) == dtype)
-    with drafts[1].open("wb") as file:
-        file.write(struct.pack(HEADER, MAGIC, VERSION, code, len(sizes), len(sizes) + 1))
-        for numbers, kind in ((sizes, "<i4"), (pointers, "<i8"), (np.arange(len(sizes) + 1), "<i8")):
-            file.write(numbers.astype(kind).tobytes())
-    for draft, target in zip(drafts, (data, index), strict=True):
-        draft.replace(target)
+    try:
+        with drafts[0].open("wb") as file:
+            for number, document in enumerate(documents):
+                ids = np.fromiter(document, dtype=np.int64)
+                if len(ids) and not 0 <= ids.min() <= ids.max() <= largest:
+                    raise ValueError(
+                        f"document {number} has ids from {ids.min()} to {ids.max()}, expected 0 to {largest}"
+                    )
+                file.write(ids.astype(dtype).tobytes())
+                lengths.append(len(ids))
+        sizes = np.array(lengths, dtype=np.int64)
+        pointers = (np.cumsum(sizes) - sizes) * dtype.itemsize
+        code = next(code for code, name in TYPES.items() if np.dtype(name) == dtype)
+        with drafts[1].open("wb") as file:
+            file.write(struct.pack(HEADER, MAGIC, VERSION, code, len(sizes), len(sizes) + 1))
+            for numbers, kind in ((sizes, "<i4"), (pointers, "<i8"), (np.arange(len(sizes) + 1), "<i8")):
+                file.write(numbers.astype(kind).tobytes())
+        for draft, target in zip(drafts, (data, index), strict=True):
+            draft.replace(target)
+    finally:  # the drafts are gone to their places, or nothing goes on with them
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
     return int(sizes.sum())
 
 

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 MEDIA = tuple(name for names in KEYS.values() for name in names)
-KEPT = 2  # row groups that are kept
+KEPT = 2  # row groups that are kept, however large they are: packs are filled across the end of one
+ROOM = 1 << 29  # bytes of pictures and sounds that are kept where row groups are small
+STEP = 16  # rows that are decoded at a time
+BUFFER = 1 << 20  # bytes of a file that are read at a time
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Cell:
     number: int  # in a list
 
     def read(self) -> bytes:
-        value = self.table.rows(self.block, self.column)[self.item][self.column]
+        value = self.table.column(self.block, self.column)[self.item][self.column]
         source = media_in(self.table.folder(self.block), value[self.number] if isinstance(value, list) else value)
         if isinstance(source, bytes):
             return source
@@ -43,17 +46,20 @@ class Parquet(Indexed):
     """Parquet files, one block for each of their row groups. A row is a record (`records` has the layouts);
     pictures and sounds are `{bytes, path}`, bytes, or paths from the file's folder on, one or a list.
 
-    To follow the stream costs the words alone: the columns with pictures and sounds are read when one is wanted. A
-    ValueError names a file that is missing or no parquet.
+    To follow the stream costs the words alone. Of a column with pictures or sounds a row group is read whole when one
+    of it is wanted, and kept for the others: pyarrow cannot skip rows, and it writes a thousand of them into one page.
+    A ValueError names a file that is missing or no parquet.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]], name: str) -> None:
         self.name = name
         self.paths = [Path(path) for path in paths]
-        groups = [(path, group, rows) for path in self.paths for group, rows in enumerate(_groups(path))]
-        self._groups = [(path, group) for path, group, _ in groups]
-        self._sizes = [rows for *_, rows in groups]
-        self._rows = lru_cache(KEPT * (1 + len(MEDIA)))(self._read)
+        groups = [(path, group, *size) for path in self.paths for group, size in enumerate(_groups(path))]
+        self._groups = [(path, group) for path, group, *_ in groups]
+        self._sizes = [rows for *_, rows, _ in groups]
+        largest = max((weight for *_, weight in groups), default=0)
+        self._words = lru_cache(KEPT)(self._read)
+        self._media = lru_cache(len(MEDIA) * max(KEPT, ROOM // max(largest, 1)))(self._read)
 
     @property
     def blocks(self) -> Sequence[int]:
@@ -67,18 +73,28 @@ class Parquet(Indexed):
         first = block - group
         return f"{path.name}, row {sum(self._sizes[first:block]) + item}"
 
-    def rows(self, block: int, column: str | None = None) -> list[dict[str, Any]]:
-        """The rows of a block: one column, or all but the bytes of pictures and sounds."""
-        return self._rows(block, column)
+    def rows(self, block: int) -> list[dict[str, Any]]:
+        """The rows of a block, all but the bytes of pictures and sounds."""
+        return self._words(block)
 
-    def _read(self, block: int, column: str | None) -> list[dict[str, Any]]:
+    def column(self, block: int, name: str) -> list[dict[str, Any]]:
+        """The rows of a block, of one column with pictures or sounds."""
+        return self._media(block, name)
+
+    def _read(self, block: int, column: str | None = None) -> list[dict[str, Any]]:
+        from pyarrow import default_memory_pool
+
         path, group = self._groups[block]
         file = _open(path)
         columns = [column] if column is not None else _light(file)
         try:
-            rows: list[dict[str, Any]] = file.read_row_group(group, columns=columns).to_pylist()
+            # A few rows at a time: pyarrow cannot give two gigabytes of nested bytes at once.
+            parts = file.iter_batches(STEP, row_groups=[group], columns=columns, use_threads=False)
+            rows = [row for part in parts for row in part.to_pylist()]
         except (ValueError, OSError) as error:
             raise ValueError(f"{path}, row group {group} cannot be read: {error}") from error
+        if column is not None:
+            default_memory_pool().release_unused()  # pages, which it would keep for later, are several times the rows
         return rows
 
     def get(self, block: int, item: int) -> Conversation:
@@ -97,17 +113,18 @@ def _open(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(path, buffer_size=BUFFER)
     except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
         raise ValueError(f"{path} is no parquet table: {error}") from error
 
 
-def _groups(path: Path) -> list[int]:
-    """How many rows each row group of a table has, whose columns must say what is said."""
+def _groups(path: Path) -> list[tuple[int, int]]:
+    """How many rows and bytes each row group of a table has, whose columns must say what is said."""
     file = _open(path)
     if not set(SAYS) & set(file.schema_arrow.names):
         raise ValueError(f"{path} has the columns {file.schema_arrow.names}, expected {LAYOUTS}")
-    return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    groups = (file.metadata.row_group(group) for group in range(file.num_row_groups))
+    return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
 def _light(file: Any) -> list[str]:

@@ -60,6 +60,20 @@ def test_only_balanced_questions_count() -> None:
     assert gqa.consistency(questions, {"1": "red", "2": "blue"}) is None
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_consistency_names_what_it_lacks(right: bool) -> None:
+    said = "red" if right else "blue"
+    one = gqa.Question("red", True, "query", "attr", "directOf", 1, 3, None, ("1", "2"))
+    both = {"1": one, "2": question("blue", None, balanced=False)}
+    assert gqa.consistency(both, {"1": said, "2": "red"}) == (0 if right else None)
+    with pytest.raises(ValueError, match="question '1': there is no prediction '2'"):
+        gqa.consistency(both, {"1": said})
+    with pytest.raises(ValueError, match="question '1': there is no question '2'"):
+        gqa.consistency({"1": one}, {"1": said, "2": "red"})
+    with pytest.raises(ValueError, match="question '1': there is no prediction '1'"):
+        gqa.consistency(both, {"2": "red"})
+
+
 def test_official_scores_agree(data_dir: Path) -> None:
     official = cases.read(data_dir, "gqa")
     for case in official:

@@ -129,6 +129,18 @@ def test_part_of_the_questions_has_no_consistency(tmp_path: Path) -> None:
         ValAll().score(tmp_path, {"005": "yes"})
 
 
+def test_a_file_without_what_its_questions_imply_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    questions = write_val(tmp_path)
+    questions["005"]["entailed"] = ["gone"]  # which does not count: this one is not balanced
+    official.write(tmp_path / "val_all_questions.json", questions)
+    assert ValAll().score(tmp_path, right(questions)).metrics["consistency"] == 100
+    del questions["001"]
+    official.write(tmp_path / "val_all_questions.json", questions)
+    message = r"val_all_questions\.json\.000\.entailed\[1\]: there is no question '001', expected all questions"
+    with pytest.raises(ValueError, match=message):
+        ValAll().samples(tmp_path)
+
+
 def test_bad_files_are_refused(data: Path) -> None:
     for changes, message in (
         ({"answer": 7}, r"testdev_balanced_questions\.json\.007\.answer: expected a text, got 7"),

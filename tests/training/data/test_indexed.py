@@ -2,7 +2,7 @@
 
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -71,8 +71,19 @@ def test_texts_come_back_with_their_ends(tmp_path: Path) -> None:
 def test_nothing_is_left_where_a_document_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="document 1 has ids from 3 to 70000, expected 0 to 65535"):
         write_tokens([[1, 2], [3, 70000]], tmp_path / "x")
-    with pytest.raises(ValueError, match="does not exist"):
-        IndexedTokens(tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_leaves_what_was_there_and_no_draft(tmp_path: Path) -> None:
+    def interrupted() -> Iterator[list[int]]:
+        yield [5]
+        raise KeyboardInterrupt
+
+    write_tokens([[1, 2]], tmp_path / "x")
+    with pytest.raises(KeyboardInterrupt):
+        write_tokens(interrupted(), tmp_path / "x")
+    assert documents_of(IndexedTokens(tmp_path / "x")) == [[1, 2]]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.bin", "x.idx"]
 
 
 @pytest.mark.parametrize(

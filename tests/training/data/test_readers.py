@@ -16,7 +16,7 @@ from pyarrow import parquet
 from torch.utils.data import DataLoader, IterableDataset
 
 from tests.training.data.conversing import picture_bytes, plain, write_llava
-from training.data import llava
+from training.data import llava, tables
 from training.data.conversations import Conversation, Fault, Indexed, Reader
 from training.data.folders import PictureFolder
 from training.data.llava import Llava
@@ -360,6 +360,46 @@ def test_words_are_read_without_the_bytes_of_pictures(tmp_path: Path, seed: int)
     light = [row for block in range(len(reader.blocks)) for row in reader.rows(block)]
     assert all("bytes" not in image for row in light for image in row["images"])
     assert sum(len(row["images"]) for row in light) == sum(len(listed(record)) for record in records)
+
+
+def test_a_row_group_is_read_once_for_its_pictures_and_few_large_ones_are_kept(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packs take the pictures of a window in any order, and it may reach over many row groups where they are small."""
+    groups, rows = 30, 4
+    path = tmp_path / "a.parquet"
+    numbers = [f"{number}".encode() for number in range(groups * rows)]
+    column = pyarrow.array([[{"bytes": number, "path": None}] for number in numbers])
+    asked = pyarrow.array(["What is this?"] * len(numbers))
+    table = pyarrow.table({"question": asked, "answer": asked, "images": column})
+    parquet.write_table(table, path, row_group_size=rows)
+    read: list[int] = []
+    reading = Parquet._read
+
+    def counted(self: Parquet, block: int, column: str | None = None) -> list[dict[str, Any]]:
+        read.extend([block] if column is not None else [])
+        return reading(self, block, column)
+
+    monkeypatch.setattr(Parquet, "_read", counted)
+
+    def look(reader: Parquet, number: int) -> None:
+        picture = reader[number].messages[0]["content"][0]["image"]
+        assert picture.read() == numbers[number], f"seed {seed}"
+
+    reader = Parquet([path], "table")
+    for number in random.Random(seed).sample(range(len(numbers)), len(numbers)):
+        look(reader, number)
+    assert sorted(read) == list(range(groups)), f"seed {seed}"
+
+    monkeypatch.setattr(tables, "ROOM", 1)  # as if every row group were a large one
+    reader = Parquet([path], "table")
+    read.clear()
+    for number in range(0, len(numbers), rows):
+        look(reader, number)
+    look(reader, len(numbers) - rows - 1)  # the one before the last is still there
+    assert len(read) == groups
+    look(reader, 0)
+    assert read[groups:] == [0], "the first is kept after many others"
 
 
 def test_real_conversations(data_dir: Path) -> None:
