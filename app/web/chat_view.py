@@ -34,6 +34,13 @@ def turn_of(turns: Sequence[Turn], index: int) -> int:
     return owners[index]
 
 
+def reading(media: Sequence[Medium]) -> str:
+    """What is done before an answer to these can begin."""
+    kinds = [name for name, kind in (("picture", "image"), ("sound", "audio")) if kind in {one.kind for one in media}]
+    what = f"the {kinds[0]}" if len(media) == 1 else f"{len(media)} {' and '.join(f'{kind}s' for kind in kinds)}"
+    return f"Reading {what} …"
+
+
 def describe(figures: Figures) -> str:
     """How fast an answer came, in one line."""
     parts = [f"first token after {figures.first_s:.2f} s"]

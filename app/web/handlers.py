@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from app.web.presets import presets
 from app.web.refusals import REFUSED, refusals_as_messages
 from app.web.saved import restore, save
 from app.web.spectrogram import draw
-from app.web.uploads import Unreadable, read_uploads
+from app.web.uploads import Unreadable, announced, read_uploads
 from app.web.visitors import Visitor, Visitors
 from mm_rwkv7.sampling import Sampling
 
@@ -181,20 +182,29 @@ class Handlers:
         """Ask `text` about the files of a message, of whose own words `left` stay in the question box. When it is
         refused, or stopped before an answer began, all of it is there again, but for the files that cannot be read."""
         held = message or EMPTY
-        with refusals_as_messages(held["files"]):
+        files = held["files"]
+
+        def decode(turn: Turn) -> Turn:
+            media = read_uploads(files)
+            template = self.engine.pipeline.model.config.template
+            usual = template.caption if media[-1].kind == "image" else template.sound_caption
+            return replace(turn, media=tuple(media), text=text if text.strip() or template.wordless else usual)
+
+        with refusals_as_messages(files):
             try:
-                media = read_uploads(held["files"])
-                template = self.engine.pipeline.model.config.template
-                if media and not text.strip() and not template.wordless:
-                    text = template.caption if media[-1].kind == "image" else template.sound_caption
                 conversation = visitor.current
-                asked = conversation.ask(text, media, _sampling(**controls), remember)
+                asked = conversation.ask(text, announced(files), _sampling(**controls), remember, decode)
                 yield from self._updates(visitor, conversation, asked, left, held)
             except REFUSED as refused:
-                files = refused.others if isinstance(refused, Unreadable) else held["files"]
-                again = _box(visitor.current.busy, {"text": held["text"], "files": files})
-                yield gr.skip(), again, gr.skip(), gr.skip()
+                others = refused.others if isinstance(refused, Unreadable) else files
+                yield self._again(visitor, {"text": held["text"], "files": others})
                 raise
+
+    def _again(self, visitor: Visitor, said: Said) -> Update:
+        """What was refused is in the question box, and in the chat no longer, unless that is busy with another one."""
+        if visitor.current.busy:
+            return gr.skip(), _box(True, said), gr.skip(), gr.skip()
+        return self._view(visitor, said)
 
     def _updates(
         self,
@@ -210,7 +220,7 @@ class Handlers:
         for progress in asked:
             ended = bool(progress.last.figures.ending)
             if visitor.current is conversation:
-                figures = "Reading …" if progress.reading else self._figures(progress.turns)
+                figures = chat_view.reading(progress.last.media) if progress.reading else self._figures(progress.turns)
                 box = _box(not ended, {"text": left, "files": []} if first and left is not None else None)
                 yield (
                     chat_view.messages(progress.turns),

@@ -23,15 +23,21 @@ class Unreadable(ValueError):  # noqa: N818 - of files
         self.others = list(others)
 
 
+def announced(paths: Sequence[str]) -> list[Medium]:
+    """What these files seem to be, at once: nothing is decoded, and a sound whose first bytes say nothing is taken for
+    a picture. ValueError for too many."""
+    if len(paths) > MOST:
+        raise ValueError(f"there are {len(paths)} pictures and sounds, expected at most {MOST}")
+    return [Medium("audio" if is_sound(path) else "image", Path(path).name, path, content=path) for path in paths]
+
+
 def read_uploads(paths: Sequence[str]) -> list[Medium]:
     """The pictures and sounds of these files, in order. `Unreadable` names the files that are neither, broken or too
     large; ValueError says what is wrong with all of them together."""
-    if len(paths) > MOST:
-        raise ValueError(f"there are {len(paths)} pictures and sounds, expected at most {MOST}")
     media: list[Medium] = []
     refused: dict[str, ValueError] = {}
     pixels = 0
-    for path in paths:
+    for path in (one.path for one in announced(paths)):
         try:
             media.append(_read(path))
         except ValueError as error:

@@ -25,7 +25,7 @@ from app.engine import Engine, EngineConfig
 from app.requests import Busy, Request
 from app.serving import check_address
 from app.web import chat_view, example_sounds
-from app.web.conversation import Conversation, Figures
+from app.web.conversation import Conversation, Figures, Medium
 from app.web.example_scenes import SCENES, examples, picture
 from app.web.handlers import UNSEEN, Handlers
 from app.web.page import build
@@ -310,13 +310,60 @@ def test_what_is_stopped_before_an_answer_began_is_in_the_box_again(engine: Engi
     held = engine.call(lambda _: release.wait(60))  # nothing is read before
     updates = handlers.ask(question, tab, **CONTROLS)
     _, box, told, _ = next(updates)
-    assert (box.value, told) == ({"text": "", "files": []}, "Reading …")
+    assert (box.value, told) == ({"text": "", "files": []}, "Reading the picture …")
     handlers.stop(tab)
     release.set()
     assert held.result()
     *_, (chat, box, _, _) = updates
     assert (chat, box.value["text"]) == ([], "What?")
     assert [file["orig_name"] for file in box.value["files"]] == ["red.png"]
+
+
+def test_a_message_is_shown_before_what_was_sent_with_it_is_decoded(
+    engine: Engine, pictures: Pictures, wave: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long sound takes its time, which counts, and in which it can be stopped."""
+    decoded: list[list[str]] = []
+
+    def slowly(paths: list[str]) -> list[Medium]:
+        decoded.append(paths)
+        time.sleep(0.25)
+        return read_uploads(paths)
+
+    monkeypatch.setattr("app.web.handlers.read_uploads", slowly)
+    handlers, tab, question = Handlers(engine), gr.Request(session_hash="tab"), {"text": "", "files": [str(wave)]}
+    updates = handlers.ask(question, tab, **CONTROLS)
+    chat, box, told, _ = next(updates)
+    assert not decoded
+    assert [part["content"] for part in chat] == [
+        {"path": str(wave), "alt_text": f"Sound: {wave.name}"},
+        chat_view.WAITING,
+    ]
+    assert box.stop_btn
+    assert told == "Reading the sound …"
+    *_, (chat, *_) = updates
+    assert [part["content"] for part in chat][1:-1] == ["Describe the sound."]
+    assert handlers.visitors.of("tab").current.turns[0].figures.first_s >= 0.25
+
+    updates = handlers.ask({"text": "And?", "files": [str(pictures["red"]), str(wave)]}, tab, **CONTROLS)
+    assert next(updates)[2] == "Reading 2 pictures and sounds …"
+    handlers.stop(tab)
+    before = engine.counts.tokens_read
+    *_, (chat_after, box, told, _) = updates
+    assert (chat_after, box.value["text"]) == (chat, "And?")
+    assert "first token after" in told
+    assert engine.counts.tokens_read == before
+
+
+def test_a_message_that_is_refused_once_it_is_shown_leaves_the_chat(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"RIFF....WAVE")
+    handlers, tab = Handlers(engine), gr.Request(session_hash="tab")
+    updates = handlers.ask({"text": "What?", "files": [str(tmp_path / "bad.wav")]}, tab, **CONTROLS)
+    assert len(next(updates)[0]) == 3
+    chat, box, told, _ = next(updates)
+    assert (chat, box.value, box.stop_btn, told) == ([], {"text": "What?", "files": []}, False, "")
+    with pytest.raises(gr.Error, match="bad.wav is broken"):
+        next(updates)
 
 
 def test_the_figures_say_what_was_measured() -> None:
