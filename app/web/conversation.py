@@ -129,6 +129,11 @@ class Conversation:
         """Another answer to what was said last."""
         return self._answered(lambda: self._again(len(self.turns) - 1), sampling)
 
+    def kinds(self, media: Sequence[Medium], remember: bool = True) -> set[str]:
+        """Of the pictures and sounds that a question which is asked with these comes after."""
+        said = [some for some in (*(turn.media for turn in self.turns), media) if some]
+        return {one.kind for some in (said if remember else said[-1:]) for one in some}
+
     def undo(self) -> Turn:
         """Take the last turn back, and return it. Nothing is computed. ValueError where nothing was said, while an
         answer is written, and when the state before it is gone."""

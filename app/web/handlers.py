@@ -18,7 +18,7 @@ from app.web.presets import presets
 from app.web.refusals import REFUSED, refusals_as_messages
 from app.web.saved import restore, save
 from app.web.spectrogram import draw
-from app.web.uploads import Unreadable, announced, read_uploads
+from app.web.uploads import Unreadable, announced, check_length, read_uploads
 from app.web.visitors import Visitor, Visitors
 from mm_rwkv7.sampling import Sampling
 
@@ -50,8 +50,11 @@ class Handlers:
 
         def asked(message: Said | None, request: gr.Request, remember: bool, **controls: Any) -> Iterator[Update]:
             """Ask what the button says, about the files of `message` or about what was sent before. Its text stays."""
-            left = (message or {}).get("text", "")
-            yield from self._said(message, self.presets[label], left, self._visitor(request), remember, controls)
+            said, visitor, (text, about) = message or EMPTY, self._visitor(request), self.presets[label]
+            with refusals_as_messages():
+                if about not in visitor.current.kinds(announced(said["files"]), remember):
+                    raise ValueError(_none_of(about))
+            yield from self._said(said, text, said["text"], visitor, remember, controls)
 
         return asked
 
@@ -119,18 +122,21 @@ class Handlers:
     def overhear(self, message: Said | None) -> Update:
         """What the last sound of a message looks like to the model, and the likeliest labels: (spectrogram, tags).
         Nothing for what cannot be read: who answers the message says what is wrong with it."""
-        with suppress(gr.Error):
-            if sounds := self._sounds((message or {}).get("files", [])):
+        with suppress(ValueError, gr.Error):
+            sounds = [one.path for one in announced((message or EMPTY)["files"]) if one.kind == "audio"]
+            if sounds:
+                check_length(sounds[-1])
                 return self._heard(sounds[-1])
         return gr.skip(), gr.skip()
 
     def hear(self, message: Said | None, request: gr.Request) -> Update:
         """The same, of the sound that was sent last if there is none in the message."""
-        turns = self._visitor(request).current.turns
-        sent = [one.path for turn in turns for one in turn.media if one.kind == "audio" and Path(one.path).exists()]
-        sounds = [*sent, *self._sounds((message or {}).get("files", []))]
+        turns, files = self._visitor(request).current.turns, (message or EMPTY)["files"]
+        with refusals_as_messages(files):
+            media = [*(one for turn in turns for one in turn.media if Path(one.path).exists()), *read_uploads(files)]
+        sounds = [one.path for one in media if one.kind == "audio"]
         if not sounds:
-            raise gr.Error("there is no sound yet, send one first", print_exception=False)
+            raise gr.Error(_none_of("audio"), print_exception=False)
         return self._heard(sounds[-1])
 
     def leave(self, request: gr.Request) -> None:
@@ -141,10 +147,6 @@ class Handlers:
         """(chat, question) after something went wrong: what was written in the place of a message goes."""
         current = self._visitor(request).current
         return gr.skip() if current.busy else chat_view.messages(current.turns), _box(current.busy)
-
-    def _sounds(self, files: list[str]) -> list[str]:
-        with refusals_as_messages(files):
-            return [one.path for one in read_uploads(files) if one.kind == "audio"]
 
     def _heard(self, path: str) -> Update:
         with refusals_as_messages([path]):
@@ -240,6 +242,10 @@ def _box(writing: bool, said: Said | None = None) -> Any:
     changes."""
     held: dict[str, Any] = {} if said is None else {"value": said}
     return gr.MultimodalTextbox(submit_btn=not writing, stop_btn=writing, **held)
+
+
+def _none_of(kind: str) -> str:
+    return f"there is no {'picture' if kind == 'image' else 'sound'} yet, send one first"
 
 
 def _choice(visitor: Visitor) -> Any:

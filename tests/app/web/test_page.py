@@ -29,7 +29,7 @@ from app.web.conversation import Conversation, Figures, Medium
 from app.web.example_scenes import SCENES, examples, picture
 from app.web.handlers import UNSEEN, Handlers
 from app.web.page import build
-from app.web.presets import presets
+from app.web.presets import Preset, presets
 from app.web.shelf import Shelf
 from app.web.uploads import read_uploads
 from mm_rwkv7 import Sampling
@@ -375,10 +375,47 @@ def test_the_figures_say_what_was_measured() -> None:
     assert "read" not in chat_view.describe(replace(figures, ending=""))
 
 
+def test_a_preset_refuses_to_speak_of_what_is_not_there(engine: Engine, pictures: Pictures, wave: Path) -> None:
+    def pressed(label: str, *files: Path, remember: bool = True) -> str:
+        said = {"text": "kept", "files": [str(file) for file in files]}
+        try:
+            *_, (chat, *_) = handlers.preset(label)(said, tab, **(CONTROLS | {"remember": remember}))
+        except gr.Error as error:
+            return str(error.message)
+        return next(str(one["content"]) for one in reversed(chat) if one["role"] == "user")
+
+    handlers, tab = Handlers(engine), gr.Request(session_hash="tab")
+    handlers.presets = {"see": Preset("What?", "image"), "hear": Preset("Where?", "audio")}
+    no_picture, no_sound = "there is no picture yet, send one first", "there is no sound yet, send one first"
+    assert [pressed("see"), pressed("hear")] == [no_picture, no_sound]
+    assert pressed("see", wave) == no_picture
+    assert handlers.visitors.of("tab").current.turns == ()
+    assert [pressed("see", pictures["red"]), pressed("see"), pressed("hear")] == ["What?", "What?", no_sound]
+    assert [pressed("hear", wave), pressed("see")] == ["Where?", "What?"]
+    assert pressed("see", remember=False) == no_picture  # the sound was the latest
+    handlers.new(tab)
+    assert pressed("see") == no_picture
+
+
+def test_no_picture_is_decoded_to_look_for_sounds(
+    engine: Engine, pictures: Pictures, wave: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, rate = soundfile.read(wave)
+    unlike = tmp_path / "noise.aiff"  # its first bytes are not among those that `is_sound` knows
+    soundfile.write(unlike, samples, rate)
+    monkeypatch.setattr("mm_rwkv7.pictures.load_picture", None)
+    monkeypatch.setattr("app.media.load_picture", None)
+    handlers = Handlers(engine)
+    assert "__type__" in handlers.overhear({"text": "", "files": [str(pictures["red"])]})[0]
+    for sound in (wave, unlike):
+        spectrogram, _ = handlers.overhear({"text": "", "files": [str(pictures["red"]), str(sound)]})
+        assert isinstance(spectrogram, Image.Image)
+
+
 def test_presets_are_those_that_a_model_has_words_for(tiny_model: MMRWKV7) -> None:
     assert presets(Pipeline(tiny_model)) == {
-        "Describe": "Describe the picture.",
-        "What is it?": "What is in the picture?",
+        "Describe": ("Describe the picture.", "image"),
+        "What is it?": ("What is in the picture?", "image"),
     }
     assert "Describe the sound" not in presets(Pipeline(tiny_model))
     assert set(presets(Pipeline.from_pretrained("nano"))) >= {"Describe", "Read the text", "Describe the sound"}
