@@ -45,13 +45,13 @@ def describe(figures: Figures) -> str:
     """How fast an answer came, in one line."""
     parts = [f"first token after {figures.first_s:.2f} s"]
     if figures.ending:
-        read = f"read {figures.read} tokens"
+        read = f"read {figures.read:,} tokens"
         if figures.read_s > 0:
             read += f", {figures.read / figures.read_s:,.0f} a second"
         if figures.encode_s > 0:
             read += f", encoded in {figures.encode_s:.2f} s"
         parts.append(read)
-    wrote = f"{figures.written} token{'s' * (figures.written != 1)} written"
+    wrote = f"{figures.written:,} token{'s' * (figures.written != 1)} written"
     parts.append(wrote if figures.written < 2 else f"{wrote}, {figures.per_s:,.0f} a second")
     if figures.ending:
         parts.append(f"state {figures.state_bytes / 1e6:.2f} MB")

@@ -15,7 +15,7 @@ from app.web import chat_view
 from app.web.conversation import Conversation, Progress, Turn
 from app.web.heard import hear
 from app.web.presets import presets
-from app.web.refusals import REFUSED, refusals_as_messages
+from app.web.refusals import REFUSED, refusal, refusals_as_messages
 from app.web.saved import restore, save
 from app.web.spectrogram import draw
 from app.web.uploads import Unreadable, announced, check_length, read_uploads
@@ -107,6 +107,17 @@ class Handlers:
         visitor.close()
         return self._view(visitor, EMPTY)
 
+    def reopen(self, request: gr.Request) -> Update:
+        """Go on with the conversation that was ended last."""
+        visitor = self._visitor(request)
+        with refusals_as_messages():
+            visitor.reopen()
+        return self._view(visitor)
+
+    def reopenable(self, request: gr.Request) -> Any:
+        """Its button, while there is such a conversation."""
+        return gr.Button(visible=self._visitor(request).closed is not None)
+
     def save(self, request: gr.Request) -> str:
         """The conversation's file."""
         with refusals_as_messages():
@@ -136,7 +147,7 @@ class Handlers:
             media = [*(one for turn in turns for one in turn.media if Path(one.path).exists()), *read_uploads(files)]
         sounds = [one.path for one in media if one.kind == "audio"]
         if not sounds:
-            raise gr.Error(_none_of("audio"), print_exception=False)
+            raise refusal(_none_of("audio"))
         return self._heard(sounds[-1])
 
     def leave(self, request: gr.Request) -> None:
@@ -155,7 +166,7 @@ class Handlers:
 
     def _visitor(self, request: gr.Request) -> Visitor:
         if not request.session_hash:  # whoever sends none would share one conversation
-            raise gr.Error("a session is needed", print_exception=False)
+            raise refusal("a session is needed")
         return self.visitors.of(str(request.session_hash))
 
     def _opened(self, request: gr.Request, conversation: Conversation | None, said: Said | None = None) -> Update:

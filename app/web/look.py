@@ -34,7 +34,10 @@ CSS = """
 #spectrogram .icon-button-wrapper { display: none; }
 #tags .confidence-set, #tags .label { font-family: var(--font); }
 [data-testid="status-tracker"]:has(.error) { display: none !important; }  /* a message says it; the chat stays */
+#too-many:not(:has(p)), #document-hint:not(:has(p)) { display: none; }
+#too-many p { color: var(--error-text-color); }
 footer { display: none !important; }
+@media (min-width: 641px) { .toast-wrap { top: auto !important; bottom: 12px; } }  /* where no button is */
 @media (max-width: 640px) {
   #introduction p { display: none; }
   #head { flex-wrap: wrap; }
@@ -42,8 +45,6 @@ footer { display: none !important; }
   #chat { height: clamp(200px, 100dvh - 480px, 560px) !important; }
   #conversation-row { flex-wrap: wrap; }
   #conversations { flex: 1 0 100%; }
-  #presets { flex-wrap: nowrap; overflow-x: auto; }
-  #presets button { flex: none; }
 }
 """
 
@@ -54,8 +55,7 @@ NAMES = """() => {
   name('#conversations input', 'Conversation');
   name('#restore', 'Restore a saved conversation');
   name('#save', 'Save this conversation as a file');
-  const figures = document.querySelector('#figures');
-  if (figures) { figures.setAttribute('role', 'status'); }
+  document.querySelectorAll('#figures, #too-many').forEach(e => e.setAttribute('role', 'status'));
 }"""
 
 SWITCH = "() => document.body.classList.toggle('dark')"
