@@ -20,7 +20,7 @@ from app.web.media_panel import AT_ONCE
 from app.web.progress_bar import progress_bar, progress_place
 from app.web.refusals import REFUSED, refusals_as_messages
 from app.web.shelf import Handle, Shelf, size_of
-from app.web.stop_button import stop_button, stoppable
+from app.web.stop_button import stop_button, stoppable, stoppable_until
 from mm_rwkv7.pipeline import Timings
 from mm_rwkv7.state import State
 
@@ -110,6 +110,8 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
     figures = gr.Markdown(elem_id="document-figures")
 
     shown = [progress, document, said, chat, take]
+    stoppable(stop, "read", [run.click])
+    stoppable(stop, "ask", [send.click, question.submit])
     reading = run.click(read, [model, file, pasted], shown, api_name="read_document", show_progress="hidden")
     back.upload(bring, [model, back], [*shown, file, pasted], api_visibility="private", show_progress="hidden")
     asking = gr.on(
@@ -122,7 +124,8 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
     )
     chat.clear(list, None, said, **AT_ONCE)
     stop.click(lambda: "", None, figures, cancels=[reading, asking], **AT_ONCE)
-    stoppable(stop, [([run.click], reading), ([send.click, question.submit], asking)])
+    stoppable_until(stop, "read", reading)
+    stoppable_until(stop, "ask", asking)
 
 
 def _said(turns: Turns, answer: str) -> tuple[Turns, Turns]:

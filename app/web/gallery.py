@@ -15,7 +15,7 @@ from app.web.answering_all import Answered, answer_all
 from app.web.media_panel import AT_ONCE
 from app.web.progress_bar import progress_bar, progress_place
 from app.web.refusals import refusals_as_messages
-from app.web.stop_button import stop_button, stoppable
+from app.web.stop_button import stop_button, stoppable, stoppable_until
 from app.web.tables import write_csv, write_jsonl
 from mm_rwkv7.sampling import Sampling
 
@@ -87,6 +87,7 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
         column_widths=["24%", "48%", "28%"],
         elem_id="gallery-table",
     )
+    stoppable(stop, "answer", [run.click])
     answering = run.click(
         answer,
         [model, files, question, most],
@@ -97,7 +98,7 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
     offered = [progress, table, as_csv, as_jsonl]
     stop.click(offer, kept, offered, cancels=answering, **AT_ONCE)
     answering.failure(offer, kept, offered, **AT_ONCE)
-    stoppable(stop, [([run.click], answering)])
+    stoppable_until(stop, "answer", answering)
 
 
 async def _entered(using: ExitStack, place: AbstractContextManager[Engine]) -> Engine:

@@ -37,7 +37,6 @@ CSS = """
 #too-many:not(:has(p)), #document-hint:not(:has(p)) { display: none; }
 #too-many p { color: var(--error-text-color); }
 footer { display: none !important; }
-@media (min-width: 641px) { .toast-wrap { top: auto !important; bottom: 12px; } }  /* where no button is */
 @media (max-width: 640px) {
   #introduction p { display: none; }
   #head { flex-wrap: wrap; }
@@ -45,6 +44,7 @@ footer { display: none !important; }
   #chat { height: clamp(200px, 100dvh - 480px, 560px) !important; }
   #conversation-row { flex-wrap: wrap; }
   #conversations { flex: 1 0 100%; }
+  #tabs button[role=tab] { padding-inline: 5px; font-size: var(--text-sm); }
 }
 """
 

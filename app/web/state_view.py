@@ -13,7 +13,7 @@ from app.requests import Request, Ticket
 from app.row import Row
 from app.web.heat_map import CSS, Token, draw
 from app.web.refusals import refusals_as_messages
-from app.web.stop_button import stop_button, stoppable
+from app.web.stop_button import stop_button, stoppable, stoppable_until
 from app.web.uploads import part_of
 from mm_rwkv7.generate import Writer
 from mm_rwkv7.pipeline import Pipeline
@@ -52,9 +52,10 @@ def add_state_view(engines: Engines, model: gr.components.Component) -> None:
         stop = stop_button("look-stop")
     progress = gr.Markdown(elem_id="look-progress")
     maps = gr.HTML(css_template=CSS, apply_default_css=False, elem_id="maps")
+    stoppable(stop, "look", [run.click])
     looking = run.click(look, [model, medium, text], [progress, maps], api_name="look", show_progress="hidden")
     stop.click(lambda: "", None, progress, cancels=looking, queue=False, api_visibility="private")
-    stoppable(stop, [([run.click], looking)])
+    stoppable_until(stop, "look", looking)
 
 
 def trace(engine: Engine, messages: Sequence[Any]) -> Iterator[str | tuple[Remembered, list[Token]]]:
