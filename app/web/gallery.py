@@ -59,7 +59,7 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
         label="Pictures and sounds",
         file_count="multiple",
         file_types=["image", "audio"],
-        height=180,
+        height=240,
         elem_id="gallery-files",
     )
     with gr.Row():

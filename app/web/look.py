@@ -12,6 +12,7 @@ CSS = """
 #model { flex: 0 1 300px; }
 #conversation-row { align-items: center; gap: 8px; }
 #conversations { border-width: 1px !important; }
+#chat .placeholder { padding-inline: var(--spacing-xl); text-align: center; }
 #chat .message img, #chat .message-row img { max-height: 160px; width: auto; }
 #conversations input { text-overflow: ellipsis; }
 #chat .minimal-audio-player { height: 48px; }
@@ -44,6 +45,8 @@ footer { display: none !important; }
   #chat { height: clamp(200px, 100dvh - 480px, 560px) !important; }
   #conversation-row { flex-wrap: wrap; }
   #conversations { flex: 1 0 100%; }
+  #gallery-table .table-wrap { overflow-x: auto; }
+  #gallery-table .upload-container { min-width: 560px; }  /* it holds the table, whose columns are parts of this */
   #tabs button[role=tab] { padding-inline: 5px; font-size: var(--text-sm); }
 }
 """

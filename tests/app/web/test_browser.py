@@ -115,7 +115,7 @@ def _told(tab: "Page", text: str) -> None:
 
 
 def _direct(number: int) -> Callable[["Response"], bool]:
-    """The so-manieth answer that comes outside the queue."""
+    """Whether so many answers have come outside the queue."""
     seen = count(1)
     return lambda response: "/run/predict" in response.url and next(seen) == number
 

@@ -30,6 +30,7 @@ from app.web.example_scenes import SCENES, examples, picture
 from app.web.handlers import UNSEEN, Handlers
 from app.web.page import build
 from app.web.presets import Preset, presets
+from app.web.refusals import SHOWN_S
 from app.web.shelf import Shelf
 from app.web.uploads import read_uploads
 from mm_rwkv7 import Sampling
@@ -395,6 +396,10 @@ def test_a_preset_refuses_to_speak_of_what_is_not_there(engine: Engine, pictures
     assert pressed("see", remember=False) == no_picture  # the sound was the latest
     handlers.new(tab)
     assert pressed("see") == no_picture
+    with pytest.raises(gr.Error) as refused:
+        handlers.hear(None, tab)
+    assert (refused.value.message, refused.value.duration) == (no_sound, SHOWN_S)
+    assert SHOWN_S < 10  # Gradio's own, for which a message would lie over buttons
 
 
 def test_no_picture_is_decoded_to_look_for_sounds(
