@@ -177,6 +177,7 @@ def _mount(app: FastAPI, page: "Blocks", served: "Engine | Models", config: Serv
         page,
         path="/",
         auth=None if config.page_password is None else (PAGE_USER, config.page_password),
+        auth_message=f"<b>mm-rwkv7</b>: the user is {PAGE_USER}; who runs this server knows the password.",
         show_error=False,
         max_file_size=uploaded,
         ssr_mode=False,

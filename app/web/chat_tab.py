@@ -6,9 +6,12 @@ import gradio as gr
 
 from app.web.handlers import Handlers
 from app.web.media_panel import AT_ONCE, camera, examples, heard
+from app.web.uploads import MOST
 from mm_rwkv7.sampling import Sampling
 
 LONGEST = 1024  # tokens of an answer that a visitor may ask for
+TOO_MANY = f"""said => (said?.files?.length ?? 0) > {MOST}
+    ? `${{said.files.length}} files: one message takes at most {MOST}.` : ''"""
 
 
 def chat_tab(handlers: Handlers) -> None:
@@ -34,17 +37,20 @@ def chat_tab(handlers: Handlers) -> None:
                 restore = gr.UploadButton(
                     "Restore", type="filepath", file_types=[".safetensors"], size="sm", min_width=60, elem_id="restore"
                 )
+                reopen = gr.Button("Reopen", visible=False, size="sm", min_width=60, elem_id="reopen")
                 saved = gr.DownloadButton("Download", visible="hidden", elem_id="saved")
             chat = _chat(senses)
             figures = gr.Markdown(elem_id="figures")
             question = _question(senses)
+            told = gr.Markdown(elem_id="too-many")
+            question.change(None, question, told, js=TOO_MANY, **AT_ONCE)
             with gr.Row(elem_id="presets"):
                 buttons = [gr.Button(label, size="sm", min_width=90) for label in handlers.presets]
                 tagging = model.sound is not None and model.sound.head is not None
                 tags = gr.Button("Tags", size="sm", min_width=60, visible=tagging, elem_id="tag")
         with gr.Column(scale=4, min_width=300):
             asked = [question.submit, *(button.click for button in buttons)]
-            left = [new.click, conversations.input, chat.clear, chat.undo, restore.upload]
+            left = [new.click, conversations.input, chat.clear, chat.undo, restore.upload, reopen.click]
             heard(handlers, question, asked, tags, left)
             examples(handlers, question)
             if model.tower is not None:
@@ -64,7 +70,10 @@ def chat_tab(handlers: Handlers) -> None:
     question.stop(handlers.stop, None, None, **AT_ONCE)
     quiet: dict[str, Any] = {"show_progress": "hidden"}  # in the queue: outside, Gradio 6.31 shows no refusals
     chat.undo(handlers.undo, None, shown, api_name="undo", **quiet)
-    chat.clear(handlers.close, None, shown, api_name="close", **quiet)
+    closed = chat.clear(handlers.close, None, shown, api_name="close", **quiet)
+    reopened = reopen.click(handlers.reopen, None, shown, api_name="reopen", **quiet)
+    for event in (closed, reopened):
+        event.success(handlers.reopenable, None, reopen, **AT_ONCE)
     new.click(handlers.new, None, shown, api_name="new", **quiet)
     fork.click(handlers.fork, None, shown, api_name="fork", **quiet)
     conversations.input(handlers.show, conversations, shown, api_name="show", **quiet)

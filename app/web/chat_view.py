@@ -34,17 +34,24 @@ def turn_of(turns: Sequence[Turn], index: int) -> int:
     return owners[index]
 
 
+def reading(media: Sequence[Medium]) -> str:
+    """What is done before an answer to these can begin."""
+    kinds = [name for name, kind in (("picture", "image"), ("sound", "audio")) if kind in {one.kind for one in media}]
+    what = f"the {kinds[0]}" if len(media) == 1 else f"{len(media)} {' and '.join(f'{kind}s' for kind in kinds)}"
+    return f"Reading {what} …"
+
+
 def describe(figures: Figures) -> str:
     """How fast an answer came, in one line."""
     parts = [f"first token after {figures.first_s:.2f} s"]
     if figures.ending:
-        read = f"read {figures.read} tokens"
+        read = f"read {figures.read:,} tokens"
         if figures.read_s > 0:
             read += f", {figures.read / figures.read_s:,.0f} a second"
         if figures.encode_s > 0:
             read += f", encoded in {figures.encode_s:.2f} s"
         parts.append(read)
-    wrote = f"{figures.written} token{'s' * (figures.written != 1)} written"
+    wrote = f"{figures.written:,} token{'s' * (figures.written != 1)} written"
     parts.append(wrote if figures.written < 2 else f"{wrote}, {figures.per_s:,.0f} a second")
     if figures.ending:
         parts.append(f"state {figures.state_bytes / 1e6:.2f} MB")

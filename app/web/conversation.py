@@ -74,6 +74,7 @@ class Progress:
 
 
 Plan = Callable[[], tuple[tuple[Turn, ...], Turn]]  # the turns that stay, and the one that is to be answered
+Decode = Callable[[Turn], Turn]  # the turn with its pictures and sounds decoded
 
 
 class Conversation:
@@ -96,10 +97,18 @@ class Conversation:
         """Whether an answer is being written."""
         return self._busy.locked()
 
-    def ask(self, text: str, media: Sequence[Medium], sampling: Sampling, remember: bool = True) -> Iterator[Progress]:
+    def ask(
+        self,
+        text: str,
+        media: Sequence[Medium],
+        sampling: Sampling,
+        remember: bool = True,
+        decode: Decode = lambda turn: turn,
+    ) -> Iterator[Progress]:
         """Say something and have it answered. Closing the iterator ends the writing and forgets it.
 
         Without `remember` the words come after the latest pictures and sounds alone, as if nothing else had been said.
+        `decode` is called when the first `Progress` has shown the turn: what takes long belongs there.
         ValueError for what cannot be read, for no words, while an answer is written, and for a state that is gone.
         """
 
@@ -109,7 +118,7 @@ class Conversation:
             before = after if remember else alone
             return self.turns, Turn(tuple(media), text, "", before, opened, NOTHING)
 
-        return self._answered(plan, sampling)
+        return self._answered(plan, sampling, decode)
 
     def edit(self, number: int, text: str, sampling: Sampling) -> Iterator[Progress]:
         """Go back to before the words of turn `number`, and say these instead; its pictures and sounds stay, and what
@@ -119,6 +128,11 @@ class Conversation:
     def regenerate(self, sampling: Sampling) -> Iterator[Progress]:
         """Another answer to what was said last."""
         return self._answered(lambda: self._again(len(self.turns) - 1), sampling)
+
+    def kinds(self, media: Sequence[Medium], remember: bool = True) -> set[str]:
+        """Of the pictures and sounds that a question which is asked with these comes after."""
+        said = [some for some in (*(turn.media for turn in self.turns), media) if some]
+        return {one.kind for some in (said if remember else said[-1:]) for one in some}
 
     def undo(self) -> Turn:
         """Take the last turn back, and return it. Nothing is computed. ValueError where nothing was said, while an
@@ -154,18 +168,22 @@ class Conversation:
         words = turn.text if text is None else text
         return self.turns[:number], replace(turn, text=words, answer="", after=NOTHING, figures=Figures())
 
-    def _answered(self, plan: Plan, sampling: Sampling) -> Iterator[Progress]:
+    def _answered(self, plan: Plan, sampling: Sampling, decode: Decode = lambda turn: turn) -> Iterator[Progress]:
         with self._alone():
             kept, turn = plan()
-            wordless = self._engine.pipeline.model.config.template.wordless
-            if not turn.text.strip() and not (turn.media and wordless):
-                raise ValueError("the question is empty")
             self._stopped = False
             clock = _Clock()
             before = self._shelf.get(turn.begins)
             try:
-                if unread := [medium for medium in turn.media if medium.content is not None]:
+                if any(medium.content is not None for medium in turn.media):
                     yield Progress((*kept, turn), True)
+                    turn = decode(turn)
+                    if self._stopped:
+                        return
+                wordless = self._engine.pipeline.model.config.template.wordless
+                if not turn.text.strip() and not (turn.media and wordless):
+                    raise ValueError("the question is empty")
+                if unread := [medium for medium in turn.media if medium.content is not None]:
                     self._reading = True
                     parts = [{"type": medium.kind, medium.kind: medium.content} for medium in unread]
                     with self._submit(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ from app.state_files import dump, load
 from app.web.growing import growing
 from app.web.media_panel import AT_ONCE
 from app.web.progress_bar import progress_bar, progress_place
-from app.web.refusals import refusals_as_messages
+from app.web.refusals import REFUSED, refusals_as_messages
 from app.web.shelf import Handle, Shelf, size_of
+from app.web.stop_button import stop_button, stoppable, stoppable_until
 from mm_rwkv7.pipeline import Timings
 from mm_rwkv7.state import State
 
 KEPT = 512 << 20  # bytes of all visitors' states; the ones used least recently go
 FILE = "document.safetensors"
+FEW_WORDS = (
+    "**This model knows no texts:** it has the words of questions about pictures and sounds, and spells all others. "
+    "It will read a text, and can say little about it."
+)
 Outputs = tuple[Any, ...]
 Turns = list[dict[str, Any]]
 
@@ -47,10 +53,10 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
             yield ready(state, f"{total:,} tokens read in {took:,.1f} s")
 
     def bring(name: str, file: str) -> Iterator[Outputs]:
-        """Go on from the state of a document that was read before."""
+        """Go on from the state of a document that was read before: what lies there is another one."""
         with refusals_as_messages([file]), engines(name) as engine:
             state = load(Path(file).read_bytes(), engine.pipeline)
-            yield ready(state, f"{state.tokens_seen:,} tokens were read before")
+            yield *ready(state, f"{state.tokens_seen:,} tokens were read before"), None, ""
 
     def ready(state: State, told: str) -> Outputs:
         told = f"{told}; what is remembered takes {size_of(state) / 1e6:.2f} MB"
@@ -70,9 +76,15 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
                 answer = ticket.result()
             yield *_said(turns, answer.text), "", _figures(answer.timings)
 
+    def hint(name: str) -> str:
+        with suppress(*REFUSED), engines(name) as engine:
+            return "" if engine.pipeline.model.config.vocabulary is None else FEW_WORDS
+        return ""  # the tab of the chat says why the model cannot be used
+
     gr.Markdown(
         "A text of any length is read once, at constant memory, and every question is answered from the state after it."
     )
+    gr.on(None, hint, model, gr.Markdown(elem_id="document-hint"), api_visibility="private", show_progress="hidden")
     document = gr.State(None)
     said = gr.State([])  # the chat itself is never an input: it would open any file that a client names
     with gr.Row():
@@ -80,7 +92,7 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
         pasted = gr.Textbox(label="Or the text itself", lines=5, max_lines=5, scale=2, elem_id="document-text")
     with gr.Row():
         run = gr.Button("Read", variant="primary", min_width=110, elem_id="document-read")
-        stop = gr.Button("Stop", variant="stop", min_width=110, elem_id="document-stop")
+        stop = stop_button("document-stop")
         take = gr.DownloadButton("Take the state", interactive=False, min_width=110, elem_id="document-take")
         back = gr.UploadButton("Bring a state", file_types=[".safetensors"], min_width=110, elem_id="document-bring")
     progress = progress_place("document-progress")
@@ -98,8 +110,10 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
     figures = gr.Markdown(elem_id="document-figures")
 
     shown = [progress, document, said, chat, take]
+    stoppable(stop, "read", [run.click])
+    stoppable(stop, "ask", [send.click, question.submit])
     reading = run.click(read, [model, file, pasted], shown, api_name="read_document", show_progress="hidden")
-    back.upload(bring, [model, back], shown, api_visibility="private", show_progress="hidden")
+    back.upload(bring, [model, back], [*shown, file, pasted], api_visibility="private", show_progress="hidden")
     asking = gr.on(
         [send.click, question.submit],
         ask,
@@ -110,6 +124,8 @@ def add_document(engines: Engines, model: gr.components.Component) -> None:
     )
     chat.clear(list, None, said, **AT_ONCE)
     stop.click(lambda: "", None, figures, cancels=[reading, asking], **AT_ONCE)
+    stoppable_until(stop, "read", reading)
+    stoppable_until(stop, "ask", asking)
 
 
 def _said(turns: Turns, answer: str) -> tuple[Turns, Turns]:
@@ -119,7 +135,7 @@ def _said(turns: Turns, answer: str) -> tuple[Turns, Turns]:
 
 
 def _figures(timings: Timings) -> str:
-    return f"first token after {timings.first_token_s:.2f} s · {timings.decode_tokens_per_s:.0f} tokens a second"
+    return f"first token after {timings.first_token_s:.2f} s · {timings.decode_tokens_per_s:,.0f} tokens a second"
 
 
 def _nothing_to_take() -> Any:

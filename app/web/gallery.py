@@ -15,6 +15,7 @@ from app.web.answering_all import Answered, answer_all
 from app.web.media_panel import AT_ONCE
 from app.web.progress_bar import progress_bar, progress_place
 from app.web.refusals import refusals_as_messages
+from app.web.stop_button import stop_button, stoppable, stoppable_until
 from app.web.tables import write_csv, write_jsonl
 from mm_rwkv7.sampling import Sampling
 
@@ -58,7 +59,7 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
         label="Pictures and sounds",
         file_count="multiple",
         file_types=["image", "audio"],
-        height=180,
+        height=240,
         elem_id="gallery-files",
     )
     with gr.Row():
@@ -72,7 +73,7 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
         most = gr.Slider(1, LONGEST, 64, step=1, label="Most tokens", info="Of one answer.", scale=2, min_width=200)
     with gr.Row():
         run = gr.Button("Answer all", variant="primary", min_width=110, elem_id="gallery-run")
-        stop = gr.Button("Stop", variant="stop", min_width=110, elem_id="gallery-stop")
+        stop = stop_button("gallery-stop")
         as_csv = gr.DownloadButton("CSV", interactive=False, min_width=110, elem_id="gallery-csv")
         as_jsonl = gr.DownloadButton("JSON lines", interactive=False, min_width=110, elem_id="gallery-jsonl")
     progress = progress_place("gallery-progress")
@@ -86,6 +87,7 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
         column_widths=["24%", "48%", "28%"],
         elem_id="gallery-table",
     )
+    stoppable(stop, "answer", [run.click])
     answering = run.click(
         answer,
         [model, files, question, most],
@@ -96,6 +98,7 @@ def add_gallery(engines: Engines, model: gr.components.Component) -> None:
     offered = [progress, table, as_csv, as_jsonl]
     stop.click(offer, kept, offered, cancels=answering, **AT_ONCE)
     answering.failure(offer, kept, offered, **AT_ONCE)
+    stoppable_until(stop, "answer", answering)
 
 
 async def _entered(using: ExitStack, place: AbstractContextManager[Engine]) -> Engine:
@@ -117,7 +120,7 @@ def _shown(rows: Rows, ended: bool = False) -> Outputs:
         return "", None
     done = _done(rows)
     failed = sum(bool(row.error) for row in done)
-    told = f"{len(done)} of {len(rows)} done" + f", {failed} failed" * bool(failed)
+    told = f"{len(done):,} of {len(rows):,} done" + f", {failed} failed" * bool(failed)
     told += ", stopped" * (ended and len(done) < len(rows))
     table = [[row, "", ""] if isinstance(row, str) else [row.file, row.answer, row.error] for row in rows]
     return progress_bar(len(done), len(rows), told), table

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from app.web import chat_view
 from app.web.conversation import Conversation, Progress, Turn
 from app.web.heard import hear
 from app.web.presets import presets
-from app.web.refusals import REFUSED, refusals_as_messages
+from app.web.refusals import REFUSED, refusal, refusals_as_messages
 from app.web.saved import restore, save
 from app.web.spectrogram import draw
-from app.web.uploads import Unreadable, read_uploads
+from app.web.uploads import Unreadable, announced, check_length, read_uploads
 from app.web.visitors import Visitor, Visitors
 from mm_rwkv7.sampling import Sampling
 
@@ -49,8 +50,11 @@ class Handlers:
 
         def asked(message: Said | None, request: gr.Request, remember: bool, **controls: Any) -> Iterator[Update]:
             """Ask what the button says, about the files of `message` or about what was sent before. Its text stays."""
-            left = (message or {}).get("text", "")
-            yield from self._said(message, self.presets[label], left, self._visitor(request), remember, controls)
+            said, visitor, (text, about) = message or EMPTY, self._visitor(request), self.presets[label]
+            with refusals_as_messages():
+                if about not in visitor.current.kinds(announced(said["files"]), remember):
+                    raise ValueError(_none_of(about))
+            yield from self._said(said, text, said["text"], visitor, remember, controls)
 
         return asked
 
@@ -103,6 +107,17 @@ class Handlers:
         visitor.close()
         return self._view(visitor, EMPTY)
 
+    def reopen(self, request: gr.Request) -> Update:
+        """Go on with the conversation that was ended last."""
+        visitor = self._visitor(request)
+        with refusals_as_messages():
+            visitor.reopen()
+        return self._view(visitor)
+
+    def reopenable(self, request: gr.Request) -> Any:
+        """Its button, while there is such a conversation."""
+        return gr.Button(visible=self._visitor(request).closed is not None)
+
     def save(self, request: gr.Request) -> str:
         """The conversation's file."""
         with refusals_as_messages():
@@ -118,18 +133,21 @@ class Handlers:
     def overhear(self, message: Said | None) -> Update:
         """What the last sound of a message looks like to the model, and the likeliest labels: (spectrogram, tags).
         Nothing for what cannot be read: who answers the message says what is wrong with it."""
-        with suppress(gr.Error):
-            if sounds := self._sounds((message or {}).get("files", [])):
+        with suppress(ValueError, gr.Error):
+            sounds = [one.path for one in announced((message or EMPTY)["files"]) if one.kind == "audio"]
+            if sounds:
+                check_length(sounds[-1])
                 return self._heard(sounds[-1])
         return gr.skip(), gr.skip()
 
     def hear(self, message: Said | None, request: gr.Request) -> Update:
         """The same, of the sound that was sent last if there is none in the message."""
-        turns = self._visitor(request).current.turns
-        sent = [one.path for turn in turns for one in turn.media if one.kind == "audio" and Path(one.path).exists()]
-        sounds = [*sent, *self._sounds((message or {}).get("files", []))]
+        turns, files = self._visitor(request).current.turns, (message or EMPTY)["files"]
+        with refusals_as_messages(files):
+            media = [*(one for turn in turns for one in turn.media if Path(one.path).exists()), *read_uploads(files)]
+        sounds = [one.path for one in media if one.kind == "audio"]
         if not sounds:
-            raise gr.Error("there is no sound yet, send one first", print_exception=False)
+            raise refusal(_none_of("audio"))
         return self._heard(sounds[-1])
 
     def leave(self, request: gr.Request) -> None:
@@ -141,10 +159,6 @@ class Handlers:
         current = self._visitor(request).current
         return gr.skip() if current.busy else chat_view.messages(current.turns), _box(current.busy)
 
-    def _sounds(self, files: list[str]) -> list[str]:
-        with refusals_as_messages(files):
-            return [one.path for one in read_uploads(files) if one.kind == "audio"]
-
     def _heard(self, path: str) -> Update:
         with refusals_as_messages([path]):
             sound, tags = hear(self.engine, path)
@@ -152,7 +166,7 @@ class Handlers:
 
     def _visitor(self, request: gr.Request) -> Visitor:
         if not request.session_hash:  # whoever sends none would share one conversation
-            raise gr.Error("a session is needed", print_exception=False)
+            raise refusal("a session is needed")
         return self.visitors.of(str(request.session_hash))
 
     def _opened(self, request: gr.Request, conversation: Conversation | None, said: Said | None = None) -> Update:
@@ -181,20 +195,29 @@ class Handlers:
         """Ask `text` about the files of a message, of whose own words `left` stay in the question box. When it is
         refused, or stopped before an answer began, all of it is there again, but for the files that cannot be read."""
         held = message or EMPTY
-        with refusals_as_messages(held["files"]):
+        files = held["files"]
+
+        def decode(turn: Turn) -> Turn:
+            media = read_uploads(files)
+            template = self.engine.pipeline.model.config.template
+            usual = template.caption if media[-1].kind == "image" else template.sound_caption
+            return replace(turn, media=tuple(media), text=text if text.strip() or template.wordless else usual)
+
+        with refusals_as_messages(files):
             try:
-                media = read_uploads(held["files"])
-                template = self.engine.pipeline.model.config.template
-                if media and not text.strip() and not template.wordless:
-                    text = template.caption if media[-1].kind == "image" else template.sound_caption
                 conversation = visitor.current
-                asked = conversation.ask(text, media, _sampling(**controls), remember)
+                asked = conversation.ask(text, announced(files), _sampling(**controls), remember, decode)
                 yield from self._updates(visitor, conversation, asked, left, held)
             except REFUSED as refused:
-                files = refused.others if isinstance(refused, Unreadable) else held["files"]
-                again = _box(visitor.current.busy, {"text": held["text"], "files": files})
-                yield gr.skip(), again, gr.skip(), gr.skip()
+                others = refused.others if isinstance(refused, Unreadable) else files
+                yield self._again(visitor, {"text": held["text"], "files": others})
                 raise
+
+    def _again(self, visitor: Visitor, said: Said) -> Update:
+        """What was refused is in the question box, and in the chat no longer, unless that is busy with another one."""
+        if visitor.current.busy:
+            return gr.skip(), _box(True, said), gr.skip(), gr.skip()
+        return self._view(visitor, said)
 
     def _updates(
         self,
@@ -210,7 +233,7 @@ class Handlers:
         for progress in asked:
             ended = bool(progress.last.figures.ending)
             if visitor.current is conversation:
-                figures = "Reading …" if progress.reading else self._figures(progress.turns)
+                figures = chat_view.reading(progress.last.media) if progress.reading else self._figures(progress.turns)
                 box = _box(not ended, {"text": left, "files": []} if first and left is not None else None)
                 yield (
                     chat_view.messages(progress.turns),
@@ -230,6 +253,10 @@ def _box(writing: bool, said: Said | None = None) -> Any:
     changes."""
     held: dict[str, Any] = {} if said is None else {"value": said}
     return gr.MultimodalTextbox(submit_btn=not writing, stop_btn=writing, **held)
+
+
+def _none_of(kind: str) -> str:
+    return f"there is no {'picture' if kind == 'image' else 'sound'} yet, send one first"
 
 
 def _choice(visitor: Visitor) -> Any:

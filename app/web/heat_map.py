@@ -90,11 +90,17 @@ def field(values: Values, colours: str, low: float, high: float) -> Image.Image:
     return Image.fromarray(layers.reshape(-1, T, 4)[:-GAP])
 
 
+def number(value: float) -> str:
+    """Three digits that count, and no exponent: 1,220 or 0.607 or 0.000001."""
+    digits = 2 - math.floor(math.log10(value))
+    return f"{value:,.{min(max(digits, 0), -math.floor(math.log10(LEAST)))}f}"
+
+
 def _map(
     name: str, colours: str, values: Values, ends: tuple[float, float], scale: Callable[[float], float] = float
 ) -> str:
     """`ends` are the scale's, as they are told; `values` and they are compared after `scale`."""
-    least, most = (f"{end:.3g}" for end in ends)
+    least, most = map(number, ends)
     low, high = map(scale, ends)
     L, H = values.shape[1:]
     step, layer, head = (int(i) for i in np.unravel_index(values.argmax(), values.shape))

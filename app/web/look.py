@@ -12,6 +12,7 @@ CSS = """
 #model { flex: 0 1 300px; }
 #conversation-row { align-items: center; gap: 8px; }
 #conversations { border-width: 1px !important; }
+#chat .placeholder { padding-inline: var(--spacing-xl); text-align: center; }
 #chat .message img, #chat .message-row img { max-height: 160px; width: auto; }
 #conversations input { text-overflow: ellipsis; }
 #chat .minimal-audio-player { height: 48px; }
@@ -34,6 +35,8 @@ CSS = """
 #spectrogram .icon-button-wrapper { display: none; }
 #tags .confidence-set, #tags .label { font-family: var(--font); }
 [data-testid="status-tracker"]:has(.error) { display: none !important; }  /* a message says it; the chat stays */
+#too-many:not(:has(p)), #document-hint:not(:has(p)) { display: none; }
+#too-many p { color: var(--error-text-color); }
 footer { display: none !important; }
 @media (max-width: 640px) {
   #introduction p { display: none; }
@@ -42,8 +45,9 @@ footer { display: none !important; }
   #chat { height: clamp(200px, 100dvh - 480px, 560px) !important; }
   #conversation-row { flex-wrap: wrap; }
   #conversations { flex: 1 0 100%; }
-  #presets { flex-wrap: nowrap; overflow-x: auto; }
-  #presets button { flex: none; }
+  #gallery-table .table-wrap { overflow-x: auto; }
+  #gallery-table .upload-container { min-width: 560px; }  /* it holds the table, whose columns are parts of this */
+  #tabs button[role=tab] { padding-inline: 5px; font-size: var(--text-sm); }
 }
 """
 
@@ -54,8 +58,7 @@ NAMES = """() => {
   name('#conversations input', 'Conversation');
   name('#restore', 'Restore a saved conversation');
   name('#save', 'Save this conversation as a file');
-  const figures = document.querySelector('#figures');
-  if (figures) { figures.setAttribute('role', 'status'); }
+  document.querySelectorAll('#figures, #too-many').forEach(e => e.setAttribute('role', 'status'));
 }"""
 
 SWITCH = "() => document.body.classList.toggle('dark')"

@@ -69,7 +69,10 @@ def heard(
             elem_id="tags",
         )
     shown = [spectrogram, tags]
-    drawn = gr.on(sent, handlers.overhear, question, shown, api_visibility="private", show_progress="hidden")
+    # Beside the answer: Gradio 6.31 ends with one listener of an event before it begins with the next, and waits for
+    # none that comes after another.
+    begun = gr.on(sent, None, js="() => []", **AT_ONCE)
+    drawn = begun.then(handlers.overhear, question, shown, api_visibility="private", show_progress="hidden")
     again = asked.click(handlers.hear, question, shown, api_name="hear", show_progress="hidden")
     for event in (drawn, again):
         event.success(lambda drawn: gr.Column(visible=drawn is not None), spectrogram, place, **AT_ONCE)

@@ -27,7 +27,7 @@ def build(served: Engine | Models) -> gr.Blocks:
             gr.Markdown(INTRODUCTION, elem_id="introduction")
             model = model_picker(served) if isinstance(served, Models) else gr.State("")
             switch = gr.Button("Light or dark", size="sm", elem_id="theme")
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
             with gr.Tab("Chat", id="chat"):
                 leave = picked_chat(served, model) if isinstance(served, Models) else _chat(served)
             with gr.Tab("Many files", id="gallery"):

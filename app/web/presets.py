@@ -1,24 +1,36 @@
 """Questions that are asked by a button: those that a model can make something of, as far as its config tells."""
 
+from typing import NamedTuple
+
 from mm_rwkv7.pipeline import Pipeline
 
 LONG_WORD = 3  # letters; shorter words may well be spelled
 
 
-def presets(pipeline: Pipeline) -> dict[str, str]:
+class Preset(NamedTuple):
+    """What a button asks, and the kind of what it asks about, "image" or "audio"."""
+
+    text: str
+    about: str
+
+
+def presets(pipeline: Pipeline) -> dict[str, Preset]:
     """What stands on each button, and what it asks. Captions are those of the model's template."""
     template = pipeline.model.config.template
-    found: dict[str, str] = {}
+    found: dict[str, Preset] = {}
     if pipeline.model.tower is not None:
         found |= {
-            "Describe": template.caption,
-            "In detail": template.caption.rstrip(".") + " in detail.",
-            "What is it?": "What is in the picture?",
-            "Read the text": "What is written?",
+            "Describe": Preset(template.caption, "image"),
+            "In detail": Preset(template.caption.rstrip(".") + " in detail.", "image"),
+            "What is it?": Preset("What is in the picture?", "image"),
+            "Read the text": Preset("What is written?", "image"),
         }
     if pipeline.model.sound is not None:
-        found |= {"Describe the sound": template.sound_caption, "What do you hear?": "What do you hear?"}
-    return {label: text for label, text in found.items() if label == "Describe" or _known(pipeline, text)}
+        found |= {
+            "Describe the sound": Preset(template.sound_caption, "audio"),
+            "What do you hear?": Preset("What do you hear?", "audio"),
+        }
+    return {label: one for label, one in found.items() if label == "Describe" or _known(pipeline, one.text)}
 
 
 def _known(pipeline: Pipeline, text: str) -> bool:

@@ -8,6 +8,7 @@ import gradio as gr
 
 from app.requests import Busy, Cancelled, Expired
 
+SHOWN_S = 5.0
 REFUSED = (ValueError, Busy, Expired, Cancelled, FloatingPointError)  # bad input, no time, and broken weights
 
 
@@ -26,4 +27,9 @@ def refusals_as_messages(paths: Sequence[str] = ()) -> Iterator[None]:
     except REFUSED as error:
         broken = isinstance(error, FloatingPointError)
         told = "the model gave what is no number; begin anew" if broken else without_folder(str(error), paths)
-        raise gr.Error(told, print_exception=False) from error
+        raise refusal(told) from error
+
+
+def refusal(told: str) -> gr.Error:
+    """What the visitor is told, for as long as it takes to read: it lies over other things."""
+    return gr.Error(told, duration=SHOWN_S, print_exception=False)

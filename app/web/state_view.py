@@ -13,6 +13,7 @@ from app.requests import Request, Ticket
 from app.row import Row
 from app.web.heat_map import CSS, Token, draw
 from app.web.refusals import refusals_as_messages
+from app.web.stop_button import stop_button, stoppable, stoppable_until
 from app.web.uploads import part_of
 from mm_rwkv7.generate import Writer
 from mm_rwkv7.pipeline import Pipeline
@@ -48,11 +49,13 @@ def add_state_view(engines: Engines, model: gr.components.Component) -> None:
         medium = gr.File(label="Picture or sound", file_types=["image", "audio"], height=140, elem_id="look-medium")
     with gr.Row():
         run = gr.Button("Look", variant="primary", min_width=110, elem_id="look")
-        stop = gr.Button("Stop", variant="stop", min_width=110)
+        stop = stop_button("look-stop")
     progress = gr.Markdown(elem_id="look-progress")
     maps = gr.HTML(css_template=CSS, apply_default_css=False, elem_id="maps")
+    stoppable(stop, "look", [run.click])
     looking = run.click(look, [model, medium, text], [progress, maps], api_name="look", show_progress="hidden")
     stop.click(lambda: "", None, progress, cancels=looking, queue=False, api_visibility="private")
+    stoppable_until(stop, "look", looking)
 
 
 def trace(engine: Engine, messages: Sequence[Any]) -> Iterator[str | tuple[Remembered, list[Token]]]:
@@ -66,7 +69,7 @@ def trace(engine: Engine, messages: Sequence[Any]) -> Iterator[str | tuple[Remem
     reading = _Reading(engine, request, prompt)
     while reading.position < total:
         engine.call(reading.go_on).result()
-        yield f"{reading.position} of {total} tokens read"
+        yield f"{reading.position:,} of {total:,} tokens read"
     yield Remembered(*map(torch.cat, zip(*reading.seen, strict=True))), _tokens(engine.pipeline, prompt)
 
 

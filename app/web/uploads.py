@@ -23,15 +23,20 @@ class Unreadable(ValueError):  # noqa: N818 - of files
         self.others = list(others)
 
 
+def announced(paths: Sequence[str]) -> list[Medium]:
+    """What these files seem to be by their first bytes: nothing is decoded. ValueError for too many."""
+    if len(paths) > MOST:
+        raise ValueError(f"there are {len(paths)} pictures and sounds, expected at most {MOST}")
+    return [Medium(_kind(path), Path(path).name, path, content=path) for path in paths]
+
+
 def read_uploads(paths: Sequence[str]) -> list[Medium]:
     """The pictures and sounds of these files, in order. `Unreadable` names the files that are neither, broken or too
     large; ValueError says what is wrong with all of them together."""
-    if len(paths) > MOST:
-        raise ValueError(f"there are {len(paths)} pictures and sounds, expected at most {MOST}")
     media: list[Medium] = []
     refused: dict[str, ValueError] = {}
     pixels = 0
-    for path in paths:
+    for path in (one.path for one in announced(paths)):
         try:
             media.append(_read(path))
         except ValueError as error:
@@ -65,14 +70,23 @@ def _read(path: str) -> Medium:
     return Medium("image", name, path, preview_of(part["image"]), part["image"])
 
 
+def _kind(path: str) -> str:
+    return "audio" if is_sound(path) or _seconds(path) is not None else "image"
+
+
 def check_length(path: str) -> None:
     """ValueError for too long a sound. What cannot be opened is left to the reader, which says what is wrong."""
+    seconds = _seconds(path)
+    if seconds is not None and seconds > SOUND_S:  # no more samples are read than the header announces
+        raise ValueError(f"{path} is longer than {SOUND_S:g} s, or of unknown length")
+
+
+def _seconds(path: str) -> float | None:
+    """How long a sound is by its header, None for what is none."""
     import soundfile
 
     try:
         with soundfile.SoundFile(path) as opened:
-            seconds = opened.frames / opened.samplerate
+            return float(opened.frames / opened.samplerate)
     except (soundfile.SoundFileError, RuntimeError, TypeError, ZeroDivisionError):
-        return
-    if seconds > SOUND_S:  # no more samples are read than the header announces
-        raise ValueError(f"{path} is longer than {SOUND_S:g} s, or of unknown length")
+        return None

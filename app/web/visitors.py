@@ -21,6 +21,7 @@ class Visitor:
         self._begin = begin
         self._conversations = {1: begin()}
         self._last = self.shown = 1
+        self.closed: Conversation | None = None  # the last one in which something was said
 
     @property
     def current(self) -> Conversation:
@@ -46,11 +47,21 @@ class Visitor:
 
     def close(self) -> None:
         """End the conversation that is shown; another one is shown then, a new one if it was the only one."""
-        self._conversations.pop(self.shown).stop()
+        ended = self._conversations.pop(self.shown)
+        if ended.turns or ended.busy:
+            self.closed = ended
+        ended.stop()
         if self._conversations:
             self.shown = next(reversed(self._conversations))
         else:
             self.open()
+
+    def reopen(self) -> None:
+        """Show the conversation that was closed last. ValueError when there is none, or there are too many others."""
+        if self.closed is None:
+            raise ValueError("no conversation was closed")
+        self.open(self.closed)
+        self.closed = None
 
     def stop(self) -> None:
         """End whatever is being written."""

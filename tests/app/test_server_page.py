@@ -86,6 +86,7 @@ def test_a_body_of_unknown_length_is_given_up() -> None:
 def test_a_password_closes_the_page(engine: Engine, pictures: dict[str, Path]) -> None:
     with served(engine, build(engine), api_key=PASSWORD[:5], page_password=PASSWORD) as url:
         assert httpx.get(f"{url}/config").status_code == 401
+        assert "the user is mm-rwkv7" in httpx.get(url).text
         assert httpx.post(f"{url}/gradio_api/call/ask", json={"data": []}).status_code == 401
         assert httpx.post(f"{url}/gradio_api/upload", files={"files": b"x"}).status_code == 401
         for wrong in ("", "a passwort", PASSWORD[:5]):

@@ -1,21 +1,24 @@
 """The page in a real browser: send, see the answer stream in, stop it, take it back, go on elsewhere."""
 
-import json
 import re
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from app.engine import Engine
+from app.web import handlers
 from app.web.visitors import MOST
 from mm_rwkv7.pipeline import Pipeline
 from tests.app.servers import until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Response
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +38,11 @@ PATIENCE = 60_000  # milliseconds
 ANSWER_TOKENS = 600
 QUESTION = "#question textarea"
 THUMBNAILS = "#question .thumbnail-item"
+# Toasts go after a while: what they said is kept, one after another.
+TOASTS = """window.toasts = []; const seen = new WeakSet();
+new MutationObserver(() => document.querySelectorAll('.toast-message-item').forEach(one => {
+  if (!seen.has(one)) { seen.add(one); window.toasts.push(one.textContent); }
+})).observe(document, {childList: true, subtree: true});"""
 WRITING = "!!document.querySelector('#question .stop-button')"
 
 
@@ -64,6 +72,7 @@ def _opened(browser: "Browser", url: str) -> Iterator["Page"]:
     hosts: set[str] = set()
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
     tab.set_default_timeout(PATIENCE)
+    tab.add_init_script(TOASTS)
     tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.on("request", lambda request: hosts.add(request.url.partition("://")[2].partition("/")[0]))
@@ -99,6 +108,17 @@ def _attach(tab: "Page", *files: Path) -> None:
 def _wait_until(tab: "Page", condition: str) -> None:
     # By the clock: headless Chromium draws too few frames for the usual polling while an answer streams in.
     tab.wait_for_function(condition, polling=50)
+
+
+def _told(tab: "Page", text: str) -> None:
+    """Wait for a toast with this text."""
+    _wait_until(tab, f"window.toasts.some(said => said.includes({text!r}))")
+
+
+def _direct(number: int) -> Callable[["Response"], bool]:
+    """Whether so many answers have come outside the queue."""
+    seen = count(1)
+    return lambda response: "/run/predict" in response.url and next(seen) == number
 
 
 def _said(tab: "Page", role: str) -> list[str]:
@@ -192,16 +212,15 @@ def test_undo_another_answer_and_edit(short_tab: "Page", pictures: dict[str, Pat
     tab.press(QUESTION, "Enter")
     _answered(tab, 2)
     assert _said(tab, "bot") == [first, second]
-    before = tab.inner_text("#figures")
+    tab.evaluate("document.querySelector('#figures p').textContent = ''")
     _press(tab, "Retry")
-    _wait_until(tab, f"document.querySelector('#figures').innerText != {json.dumps(before)}")
     _answered(tab, 2)
     assert _said(tab, "bot") == [first, second]
 
     tab.locator("#chat button[aria-label='Edit']").first.click()
     tab.locator("#chat textarea").last.fill(" ")
     tab.locator("#chat button[aria-label='Submit']").click()
-    tab.wait_for_selector("text=the question is empty")
+    _told(tab, "the question is empty")
     tab.wait_for_selector("#chat [data-testid=user]:has-text('What is it?')")
 
     tab.locator("#chat button[aria-label='Edit']").first.click()
@@ -226,12 +245,16 @@ def test_a_fork_is_another_conversation(short_tab: "Page") -> None:
     assert _said(tab, "bot") == [first]
     tab.click("#chat button[aria-label='Clear']")
     _wait_until(tab, "document.querySelectorAll('#chat [data-testid=bot]').length == 2")
-    for number in range(3, MOST + 2):  # the first one was closed
+    tab.click("#reopen")
+    _wait_until(tab, "document.querySelectorAll('#chat [data-testid=bot]').length == 1")
+    assert _said(tab, "bot") == [first]
+    tab.wait_for_selector("#reopen", state="hidden")
+    for number in range(4, MOST + 2):  # the first one was closed, and is the third now
         tab.click("#new")
         _wait_until(tab, f"document.querySelector('#conversations input').value == '{number} · new'")
     assert _said(tab, "bot") == []
     tab.click("#new")
-    tab.wait_for_selector(f"text=a tab holds {MOST} conversations")
+    _told(tab, f"a tab holds {MOST} conversations")
 
 
 def test_a_conversation_is_saved_and_restored(
@@ -254,7 +277,7 @@ def test_a_conversation_is_saved_and_restored(
                 tab.click("#restore")
             chooser.value.set_files(path)
             if not seen:
-                tab.wait_for_selector("text=the file is no saved conversation")
+                _told(tab, "the file is no saved conversation")
                 break
             _wait_until(tab, "document.querySelectorAll('#chat [data-testid=bot]').length == 1")
             assert _said(tab, "bot") == [first]
@@ -285,9 +308,28 @@ def test_a_sound_is_shown_and_asked_about(short_tab: "Page", listening_model: An
     tab.click("#new")
     tab.wait_for_selector("#spectrogram", state="hidden")
     _wait_until(tab, "document.querySelectorAll('#chat [data-testid=bot]').length == 0")
-    assert _ask(tab, "What?")
-    tab.wait_for_timeout(500)
+    with tab.expect_response(_direct(1)) as overheard:  # which shows or hides the spectrogram
+        assert _ask(tab, "What?")
+    overheard.value.finished()
+    assert _ask(tab, "Where?")  # what came of it is there before an answer that was asked for later
     assert not tab.locator("#spectrogram").is_visible()  # it was another conversation's
+
+
+def test_an_answer_does_not_wait_for_what_is_heard(
+    short_tab: "Page", wave: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tab, release, hear = short_tab, threading.Event(), handlers.hear
+
+    def waits(engine: Engine, path: str) -> Any:
+        release.wait(2 * PATIENCE / 1000)
+        return hear(engine, path)
+
+    monkeypatch.setattr(handlers, "hear", waits)
+    _attach(tab, wave)
+    assert _ask(tab, "What do you hear?")
+    assert not tab.locator("#spectrogram").is_visible()
+    release.set()
+    assert _shown(tab)
 
 
 def test_a_sound_is_recorded(short_tab: "Page") -> None:
@@ -321,18 +363,30 @@ def test_files_that_cannot_be_read_are_refused_with_one_message_and_leave(
     for name in ("text.png", "text.wav"):
         (tmp_path / name).write_text("neither")
         _attach(tab, tmp_path / name)
-        _send(tab, "What is this?")
-        tab.wait_for_selector(f"text={name} is neither a picture nor a sound")
+        with tab.expect_response(_direct(2)):  # one of them on the spectrogram, the other when the message is refused
+            _send(tab, "What is this?")
+        _told(tab, f"{name} is neither a picture nor a sound")
         _wait_until(tab, f"document.querySelectorAll('{THUMBNAILS}').length == 0")
-        tab.wait_for_timeout(500)
-        assert tab.locator(".toast-body").inner_text().count(name) == 1
         assert tab.input_value(QUESTION) == "What is this?"
         assert _said(tab, "bot") == []
-        tab.locator(".toast-body [aria-label='Close']").click()
     assert _ask(tab, "What?")
+    assert [said.partition(" ")[0] for said in tab.evaluate("window.toasts")] == ["text.png", "text.wav"]
     assert "Nothing to look at" in tab.inner_text("#figures")
     _attach(tab, pictures["red"])
     assert _ask(tab, "What?")
+
+
+def test_too_many_files_are_told_as_they_are_added(
+    short_tab: "Page", pictures: dict[str, Path], tmp_path: Path
+) -> None:
+    tab, many = short_tab, [tmp_path / f"{number}.png" for number in range(33)]
+    for path in many:
+        path.write_bytes(pictures["red"].read_bytes())
+    _attach(tab, *many)
+    tab.wait_for_selector("#too-many:has-text('33 files: one message takes at most 32')")
+    tab.locator("#question [aria-label='Remove file']").first.click()
+    tab.wait_for_selector("#too-many", state="hidden")
+    assert tab.locator(THUMBNAILS).count() == 32
 
 
 def test_an_example_fills_the_message(short_tab: "Page") -> None:
@@ -367,6 +421,10 @@ def test_on_a_phone_the_question_is_in_sight(short_tab: "Page") -> None:
         assert box
         assert box["y"] + box["height"] <= 844
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        pressed = [*tab.locator("#tabs [role=tab]:visible").all(), *tab.locator("#presets button:visible").all()]
+        boxes = [button.bounding_box() for button in pressed]
+        assert len(boxes) >= 4 + 3
+        assert all(box and box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
         _ask(tab, "What is it?")
         tab.evaluate("scrollTo(0, 0)")
 

@@ -21,7 +21,7 @@ from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.state import State
 from tests.app.test_server_models import known, opener  # noqa: F401 - a fixture
-from tests.app.web.test_browser import _nameless, _opened, browser, browser_path  # noqa: F401 - fixtures
+from tests.app.web.test_browser import _nameless, _opened, _told, browser, browser_path  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -120,11 +120,13 @@ def test_a_gallery_that_is_stopped_hands_out_what_is_done(
     tab.click("role=tab[name='Many files']")
     tab.set_input_files("#gallery-files input[type=file]", [pictures["blue"], pictures["red"]])
     tab.wait_for_selector("#gallery-files:has-text('red')")
+    assert tab.is_disabled("#gallery-stop")
     tab.click("#gallery-run")
     tab.wait_for_selector("#gallery-progress:has-text('1 of 2 done')")
     assert tab.is_disabled("#gallery-csv")
     tab.click("#gallery-stop")
     tab.wait_for_selector("#gallery-progress:has-text('1 of 2 done, stopped')")
+    tab.wait_for_selector("#gallery-stop:disabled")
     opened.set()
     lines = [json.loads(line) for line in _downloaded(tab, "#gallery-jsonl").read_text("utf-8").splitlines()]
     assert [line["file"] for line in lines] == ["red.png"]
@@ -148,6 +150,7 @@ def test_many_files_a_long_text_and_the_state(
     tab.fill("[aria-label='number input for Most tokens']:visible", "5")
     tab.click("#gallery-run")
     tab.wait_for_selector("#gallery-progress:has-text('3 of 3 done, 1 failed')")
+    tab.wait_for_selector("#gallery-stop:disabled")
     rows = list(csv.DictReader(io.StringIO(_downloaded(tab, "#gallery-csv").read_text("utf-8-sig"))))
     assert [row["file"] for row in rows] == ["red.png", "broken.png", "blue.png"]
     assert rows[0]["answer"] == pipeline.ask("What is it?", [pictures["red"]], sampling=Sampling(5)).text
@@ -155,13 +158,15 @@ def test_many_files_a_long_text_and_the_state(
     assert rows[0]["answer"] in _text(tab.locator("#gallery-table"))
     tab.click("#gallery-files [aria-label='Clear']")
     tab.click("#gallery-run")
-    tab.wait_for_selector("text=there are no pictures or sounds yet")
+    _told(tab, "there are no pictures or sounds yet")
 
     tab.click("role=tab[name='Long text']")
+    tab.wait_for_selector("#document-hint:has-text('This model knows no texts')")
     tab.fill("#document-text textarea", TEXT)
     tab.click("#document-read")
     tab.wait_for_selector("#document-progress:has-text('what is remembered takes')")
-    state = State.load(_downloaded(tab, "#document-take"), pipeline.fingerprint)
+    file = _downloaded(tab, "#document-take")
+    data, state = file.read_bytes(), State.load(file, pipeline.fingerprint)
     assert state.tokens_seen == pipeline.prefill([{"role": "user", "content": TEXT}]).tokens_seen
     for question in ("What?", "Where?"):
         tab.fill("#document-question textarea", question)
@@ -175,7 +180,13 @@ def test_many_files_a_long_text_and_the_state(
     with tab.expect_file_chooser() as chooser:
         tab.click("#document-bring")
     chooser.value.set_files({"name": "x.safetensors", "mimeType": "application/octet-stream", "buffer": b"no state"})
-    tab.wait_for_selector("text=is not a state file")
+    _told(tab, "is not a state file")
+    assert tab.input_value("#document-text textarea") == TEXT
+    with tab.expect_file_chooser() as chooser:
+        tab.click("#document-bring")
+    chooser.value.set_files({"name": "x.safetensors", "mimeType": "application/octet-stream", "buffer": data})
+    tab.wait_for_selector("#document-progress:has-text('tokens were read before')")
+    assert tab.input_value("#document-text textarea") == ""
 
     tab.click("role=tab[name='What it remembers']")
     tab.fill("#remembered-text textarea", "a <b>red</b> square")

@@ -336,6 +336,8 @@ def test_a_tab_has_several_conversations_one_of_which_is_shown(engine: Engine) -
     visitor.open(first.fork())
     assert visitor.current is not first
     assert visitor.titles == [("1 · What is in the pictur…", 1), ("2 · What is in the pictur…", 2)]
+    with pytest.raises(ValueError, match="no conversation was closed"):
+        visitor.reopen()
     visitor.show(1)
     assert visitor.current is first
     with pytest.raises(ValueError, match="no such conversation"):
@@ -344,7 +346,12 @@ def test_a_tab_has_several_conversations_one_of_which_is_shown(engine: Engine) -
     assert visitor.shown == 2
     visitor.close()
     assert visitor.titles == [("3 · new", 3)]
-    for _ in range(MOST - 1):
+    visitor.close()  # nothing was said in it, and nothing is lost
+    visitor.reopen()
+    assert [turn.text for turn in visitor.current.turns] == ["What is in the picture?"]
+    assert _last(visitor.current.ask("What?", [], PLAIN)).answer
+    assert visitor.closed is None
+    while len(visitor.titles) < MOST:
         visitor.open()
     with pytest.raises(ValueError, match=f"holds {MOST}"):
         visitor.open()

@@ -10,7 +10,7 @@ import torch
 from matplotlib import colormaps
 
 from app.engine import Engine, EngineConfig
-from app.web.heat_map import GAP, ROW, Token, draw, field
+from app.web.heat_map import GAP, ROW, Token, draw, field, number
 from app.web.state_view import MOST, trace
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.remembering import Remembered, remember
@@ -26,6 +26,11 @@ def test_a_head_has_its_colour_in_its_layer_at_its_token(seed: int) -> None:
         expected = colormaps["viridis"](values[t, layer, head], bytes=True)
         assert (drawn[top : top + ROW, t] == expected).all(), f"seed {seed}"
     assert not drawn[H * ROW : H * ROW + GAP, :, 3].any()
+
+
+def test_numbers_are_written_as_people_write_them() -> None:
+    told = {1220.4: "1,220", 999.6: "1,000", 31.62: "31.6", 1.0: "1.00", 0.5453: "0.545", 1e-6: "0.000001"}
+    assert {value: number(value) for value in told} == told
 
 
 def test_tokens_are_told_and_not_run() -> None:

@@ -25,11 +25,12 @@ from app.engine import Engine, EngineConfig
 from app.requests import Busy, Request
 from app.serving import check_address
 from app.web import chat_view, example_sounds
-from app.web.conversation import Conversation, Figures
+from app.web.conversation import Conversation, Figures, Medium
 from app.web.example_scenes import SCENES, examples, picture
 from app.web.handlers import UNSEEN, Handlers
 from app.web.page import build
-from app.web.presets import presets
+from app.web.presets import Preset, presets
+from app.web.refusals import SHOWN_S
 from app.web.shelf import Shelf
 from app.web.uploads import read_uploads
 from mm_rwkv7 import Sampling
@@ -351,13 +352,60 @@ def test_what_is_stopped_before_an_answer_began_is_in_the_box_again(engine: Engi
     held = engine.call(lambda _: release.wait(60))  # nothing is read before
     updates = handlers.ask(question, tab, **CONTROLS)
     _, box, told, _ = next(updates)
-    assert (box.value, told) == ({"text": "", "files": []}, "Reading …")
+    assert (box.value, told) == ({"text": "", "files": []}, "Reading the picture …")
     handlers.stop(tab)
     release.set()
     assert held.result()
     *_, (chat, box, _, _) = updates
     assert (chat, box.value["text"]) == ([], "What?")
     assert [file["orig_name"] for file in box.value["files"]] == ["red.png"]
+
+
+def test_a_message_is_shown_before_what_was_sent_with_it_is_decoded(
+    engine: Engine, pictures: Pictures, wave: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long sound takes its time, which counts, and in which it can be stopped."""
+    decoded: list[list[str]] = []
+
+    def slowly(paths: list[str]) -> list[Medium]:
+        decoded.append(paths)
+        time.sleep(0.25)
+        return read_uploads(paths)
+
+    monkeypatch.setattr("app.web.handlers.read_uploads", slowly)
+    handlers, tab, question = Handlers(engine), gr.Request(session_hash="tab"), {"text": "", "files": [str(wave)]}
+    updates = handlers.ask(question, tab, **CONTROLS)
+    chat, box, told, _ = next(updates)
+    assert not decoded
+    assert [part["content"] for part in chat] == [
+        {"path": str(wave), "alt_text": f"Sound: {wave.name}"},
+        chat_view.WAITING,
+    ]
+    assert box.stop_btn
+    assert told == "Reading the sound …"
+    *_, (chat, *_) = updates
+    assert [part["content"] for part in chat][1:-1] == ["Describe the sound."]
+    assert handlers.visitors.of("tab").current.turns[0].figures.first_s >= 0.25
+
+    updates = handlers.ask({"text": "And?", "files": [str(pictures["red"]), str(wave)]}, tab, **CONTROLS)
+    assert next(updates)[2] == "Reading 2 pictures and sounds …"
+    handlers.stop(tab)
+    before = engine.counts.tokens_read
+    *_, (chat_after, box, told, _) = updates
+    assert (chat_after, box.value["text"]) == (chat, "And?")
+    assert "first token after" in told
+    assert engine.counts.tokens_read == before
+
+
+def test_a_message_that_is_refused_once_it_is_shown_leaves_the_chat(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"RIFF....WAVE")
+    handlers, tab = Handlers(engine), gr.Request(session_hash="tab")
+    updates = handlers.ask({"text": "What?", "files": [str(tmp_path / "bad.wav")]}, tab, **CONTROLS)
+    assert len(next(updates)[0]) == 3
+    chat, box, told, _ = next(updates)
+    assert (chat, box.value, box.stop_btn, told) == ([], {"text": "What?", "files": []}, False, "")
+    with pytest.raises(gr.Error, match="broken or cut short"):
+        next(updates)
 
 
 def test_the_figures_say_what_was_measured() -> None:
@@ -369,10 +417,51 @@ def test_the_figures_say_what_was_measured() -> None:
     assert "read" not in chat_view.describe(replace(figures, ending=""))
 
 
+def test_a_preset_refuses_to_speak_of_what_is_not_there(engine: Engine, pictures: Pictures, wave: Path) -> None:
+    def pressed(label: str, *files: Path, remember: bool = True) -> str:
+        said = {"text": "kept", "files": [str(file) for file in files]}
+        try:
+            *_, (chat, *_) = handlers.preset(label)(said, tab, **(CONTROLS | {"remember": remember}))
+        except gr.Error as error:
+            return str(error.message)
+        return next(str(one["content"]) for one in reversed(chat) if one["role"] == "user")
+
+    handlers, tab = Handlers(engine), gr.Request(session_hash="tab")
+    handlers.presets = {"see": Preset("What?", "image"), "hear": Preset("Where?", "audio")}
+    no_picture, no_sound = "there is no picture yet, send one first", "there is no sound yet, send one first"
+    assert [pressed("see"), pressed("hear")] == [no_picture, no_sound]
+    assert pressed("see", wave) == no_picture
+    assert handlers.visitors.of("tab").current.turns == ()
+    assert [pressed("see", pictures["red"]), pressed("see"), pressed("hear")] == ["What?", "What?", no_sound]
+    assert [pressed("hear", wave), pressed("see")] == ["Where?", "What?"]
+    assert pressed("see", remember=False) == no_picture  # the sound was the latest
+    handlers.new(tab)
+    assert pressed("see") == no_picture
+    with pytest.raises(gr.Error) as refused:
+        handlers.hear(None, tab)
+    assert (refused.value.message, refused.value.duration) == (no_sound, SHOWN_S)
+    assert SHOWN_S < 10  # Gradio's own, for which a message would lie over buttons
+
+
+def test_no_picture_is_decoded_to_look_for_sounds(
+    engine: Engine, pictures: Pictures, wave: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, rate = soundfile.read(wave)
+    unlike = tmp_path / "noise.aiff"  # its first bytes are not among those that `is_sound` knows
+    soundfile.write(unlike, samples, rate)
+    monkeypatch.setattr("mm_rwkv7.pictures.load_picture", None)
+    monkeypatch.setattr("app.media.load_picture", None)
+    handlers = Handlers(engine)
+    assert "__type__" in handlers.overhear({"text": "", "files": [str(pictures["red"])]})[0]
+    for sound in (wave, unlike):
+        spectrogram, _ = handlers.overhear({"text": "", "files": [str(pictures["red"]), str(sound)]})
+        assert isinstance(spectrogram, Image.Image)
+
+
 def test_presets_are_those_that_a_model_has_words_for(tiny_model: MMRWKV7) -> None:
     assert presets(Pipeline(tiny_model)) == {
-        "Describe": "Describe the picture.",
-        "What is it?": "What is in the picture?",
+        "Describe": ("Describe the picture.", "image"),
+        "What is it?": ("What is in the picture?", "image"),
     }
     assert "Describe the sound" not in presets(Pipeline(tiny_model))
     assert set(presets(Pipeline.from_pretrained("nano"))) >= {"Describe", "Read the text", "Describe the sound"}
