@@ -35,6 +35,7 @@ from app.options import (
 )
 from app.output import print_error, print_json, print_stream, print_tags
 from app.serve_commands import app, serve
+from mm_rwkv7.sources import check_source
 
 if TYPE_CHECKING:
     from mm_rwkv7.listening import Listener
@@ -170,6 +171,7 @@ def tag(
     from mm_rwkv7.sounds import check_sound
 
     def open_model() -> "Listener | Pipeline":
+        check_source(model)
         from mm_rwkv7.listening import open_listener
 
         return open_listener(model, device, dtype)
@@ -275,6 +277,7 @@ def _hand_over(module: str, context: typer.Context) -> int:
 
 
 def _pipeline(model: str, device: str, dtype: str) -> "Pipeline":
+    check_source(model)
     from mm_rwkv7.pipeline import Pipeline
 
     return Pipeline.from_pretrained(model, device, dtype)

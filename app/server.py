@@ -3,8 +3,6 @@
 import asyncio
 import logging
 import resource
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Response
@@ -19,7 +17,7 @@ from app.api.config import ServerConfig
 from app.api.embeddings import add_embeddings
 from app.api.errors import ErrorBody, Refused, add_handlers
 from app.api.guard import Guard, may_enter, wrong_key
-from app.api.hosts import HostCheck, is_loopback
+from app.api.hosts import HostCheck
 from app.api.page_bodies import PageBodies
 from app.api.service import Service
 from app.api.several import Several, front
@@ -35,23 +33,6 @@ PAGE_USER = "mm-rwkv7"
 GRACE_S = 3  # for answers under way when the server ends
 MOST_INSIDE = 256  # requests for each of several models: their own interfaces count more exactly
 MORE = 32  # requests inside besides those that the engine takes: they are refused, or ask for no answer
-
-
-def check_exposed(host: str, api_key: str | None, insecure: bool) -> None:
-    """ValueError for an address that other machines reach, without a key, unless that is meant."""
-    if not (is_loopback(host) or api_key or insecure):
-        raise ValueError(
-            f"{host} lets other machines in: give --api-key (or MM_RWKV7_API_KEY), or --insecure if anybody may come in"
-        )
-
-
-def check_folder(folder: Path) -> None:
-    """Make the folder for states. ValueError unless files can be written there."""
-    try:
-        folder.mkdir(0o700, parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"states cannot be kept in {folder}: {error.strerror}") from error
 
 
 def serve(models: "Models", host: str, port: int, config: ServerConfig) -> None:

@@ -1,6 +1,5 @@
 """Puts the page on an address."""
 
-import socket
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,15 +11,6 @@ if TYPE_CHECKING:
 LARGEST_UPLOAD = 20 << 20  # bytes of a picture or a sound
 AT_ONCE = 24  # answers written side by side: each takes one of the page's 40 threads
 WAITING = 64
-
-
-def check_address(host: str, port: int) -> None:
-    """A ValueError unless the address can be listened on; it costs nothing, so ask before a model is loaded."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; --port takes another") from error
 
 
 def serve(models: "Models", host: str, port: int) -> None:

@@ -23,12 +23,12 @@ import pytest
 import soundfile
 from pydantic import ValidationError
 
+from app.addresses import allowed_hosts, check_exposed
 from app.api.config import ServerConfig
-from app.api.hosts import allowed_hosts
 from app.api.schema import ChatBody, CompletionBody, EmbeddingBody, StateBody
 from app.cli import main
 from app.engine import Engine, EngineConfig
-from app.server import check_exposed, create
+from app.server import create
 from mm_rwkv7.pipeline import Pipeline
 from tests.app.servers import JSON, ask, audio, client_of, error_of, image, image_at, png, post, served, until, wav
 
