@@ -9,7 +9,7 @@ import typer
 
 from app.addresses import allowed_hosts, check_address, check_exposed, is_loopback
 from app.api.config import ServerConfig
-from app.options import Debug, Device, DType, Host, InType, ModelNames, ModelsOpen, OnDevice
+from app.options import AllowHost, Debug, Device, DType, Host, InType, ModelNames, ModelsOpen, OnDevice
 from mm_rwkv7.sources import locate
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def app(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines in; the page has no password.")
     ] = False,
+    allow_host: AllowHost = None,
     debug: Debug = False,
 ) -> None:
     """Serve the web page."""
@@ -35,10 +36,11 @@ def app(
             f"`mm-rwkv7 serve --host {host} --api-key KEY` serves it with one, --insecure lets anybody in"
         )
     check_address(host, port)
+    config = ServerConfig(hosts=allowed_hosts(host, allow_host or ()))
     models = _models(model, device, dtype, models_open)
     from app.serving import serve as run
 
-    run(models, host, port)
+    run(models, host, port, config)
 
 
 def serve(
@@ -62,10 +64,7 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Fetch pictures from there, such as https://example.com; repeatable."),
     ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Another name that clients may call this server by; repeatable."),
-    ] = None,
+    allow_host: AllowHost = None,
     mcp: Annotated[bool, typer.Option("--mcp", help="Offer tools to other models, at /tools/gradio_api/mcp/.")] = False,
     slots: Annotated[int, typer.Option(min=1, help="Requests worked on at once.")] = 32,
     states: Annotated[

@@ -1,8 +1,5 @@
 """The server: OpenAI's interface under /v1, the page at /, health and figures, in one process over one engine."""
 
-import asyncio
-import logging
-import resource
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Response
@@ -18,10 +15,10 @@ from app.api.embeddings import add_embeddings
 from app.api.errors import ErrorBody, Refused, add_handlers
 from app.api.guard import Guard, may_enter, wrong_key
 from app.api.hosts import HostCheck
-from app.api.page_bodies import PageBodies
 from app.api.service import Service
 from app.api.several import Several, front
 from app.api.states import add_states
+from app.serving import PAGE_USER, listen, mount
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -29,8 +26,6 @@ if TYPE_CHECKING:
     from app.engine import Engine
     from app.models import Models
 
-PAGE_USER = "mm-rwkv7"
-GRACE_S = 3  # for answers under way when the server ends
 MOST_INSIDE = 256  # requests for each of several models: their own interfaces count more exactly
 MORE = 32  # requests inside besides those that the engine takes: they are refused, or ask for no answer
 
@@ -59,31 +54,6 @@ def ways(config: ServerConfig, page: bool = True) -> dict[str, str]:
     return found
 
 
-def listen(app: FastAPI, host: str, port: int) -> None:
-    """Serve an application until interrupted."""
-    import uvicorn
-
-    from app.api.connections import Connection
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is a file
-    logging.getLogger("uvicorn.error").addFilter(_is_no_end)
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        http=Connection,
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
-    )
-
-
-def _is_no_end(record: logging.LogRecord) -> bool:
-    """False for the traces of what was under way when the server ended."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
-
-
 def create(served: "Engine | Models", config: ServerConfig, page: "Blocks | None" = None) -> FastAPI:
     """The application around an engine or several models, which stay the caller's to close; with a page, that is
     mounted at /."""
@@ -100,7 +70,7 @@ def create(served: "Engine | Models", config: ServerConfig, page: "Blocks | None
     else:
         _several(app, Several(served, config, _interface))
     if page is not None:
-        _mount(app, page, served, config)
+        mount(app, page, served, config)
     app.add_middleware(HostCheck, hosts=config.hosts)
     return app
 
@@ -143,30 +113,6 @@ def _several(app: FastAPI, several: Several) -> None:
 
 def _figures(service: Service) -> Response:
     return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _mount(app: FastAPI, page: "Blocks", served: "Engine | Models", config: ServerConfig) -> None:
-    import gradio
-
-    from app.serving import AT_ONCE, WAITING, largest_upload
-    from app.web.look import CSS, theme
-
-    uploaded = largest_upload(served)
-    page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
-    gradio.mount_gradio_app(
-        app,
-        page,
-        path="/",
-        auth=None if config.page_password is None else (PAGE_USER, config.page_password),
-        show_error=False,
-        max_file_size=uploaded,
-        ssr_mode=False,
-        run_history=False,
-        mcp_server=False,  # its handlers are no tools
-        theme=theme(),
-        css=CSS,
-    )
-    app.add_middleware(PageBodies, config=config, uploads=config.media * uploaded)
 
 
 def _at_once(service: Service) -> int:

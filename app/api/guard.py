@@ -2,13 +2,15 @@
 
 import asyncio
 import hmac
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.config import ServerConfig
 from app.api.errors import Refused
-from app.api.metrics import Metrics
+
+if TYPE_CHECKING:
+    from app.api.metrics import Metrics
 
 
 class Left(Exception):  # noqa: N818
@@ -20,7 +22,7 @@ class Guard:
     looks at it, of at most `at_once` requests, and holds at most `bodies_bytes` of them together. `metrics` is None
     where others count."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, at_once: int, metrics: Metrics | None) -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig, at_once: int, metrics: "Metrics | None") -> None:
         self.app, self.config, self.at_once, self.metrics = app, config, at_once, metrics
         self.inside = self.held = 0  # requests, and the bytes of their bodies
 

@@ -7,15 +7,18 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from app import serving
 from app.api.config import ServerConfig
 from app.api.page_bodies import PageBodies
+from app.cli import main
 from app.engine import Engine, EngineConfig
 from app.serving import LARGEST_UPLOAD
 from app.web.page import build
 from mm_rwkv7.pipeline import Pipeline
-from tests.app.servers import JSON, ask, error_of, post, served
-from tests.app.web.page_client import PageClient
+from tests.app.servers import JSON, ask, error_of, listening, post, served
+from tests.app.web.page_client import CONTROLS, PageClient
 
 PASSWORD = "a password"  # pragma: allowlist secret
 
@@ -51,6 +54,30 @@ def test_what_the_page_is_sent_is_bounded(engine: Engine) -> None:
             assert visitor.post(upload, files={"files": b"x" * (LARGEST_UPLOAD + 4_000)}).status_code == 413
 
 
+def test_the_page_alone_has_the_same_checks(
+    tiny_checkpoint: Path, pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def visited(app: FastAPI, host: str, port: int) -> None:
+        asked.append((host, port))
+        with listening(app) as url:
+            join = f"{url}/gradio_api/queue/join"
+            assert "<!doctype html>" in httpx.get(url).text
+            assert PageClient(url).ask("What?", pictures["red"])
+            assert httpx.get(url, headers={"host": "mine.example"}).status_code == 200
+            strange = httpx.get(url, headers={"host": "elsewhere.example"})
+            assert (strange.status_code, error_of(strange)["code"]) == (421, "wrong_host")
+            strange = httpx.post(join, json={}, headers={"origin": "https://elsewhere.example"})
+            assert (strange.status_code, error_of(strange)["code"]) == (403, "wrong_origin")
+            large = httpx.post(join, content=b"x" * (ServerConfig.body_bytes + 1), headers=JSON)
+            assert (large.status_code, error_of(large)["code"]) == (413, "too_large")
+
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(serving, "listen", visited)
+    monkeypatch.setattr("app.serve_commands.check_address", lambda *_: None)
+    assert main(["app", "--model", str(tiny_checkpoint), "--port", "7861", "--allow-host", "mine.example"]) == 0
+    assert asked == [("127.0.0.1", 7861)]
+
+
 def test_a_body_of_unknown_length_is_given_up() -> None:
     read: list[int] = []
 
@@ -81,6 +108,16 @@ def test_a_body_of_unknown_length_is_given_up() -> None:
     assert asyncio.run(told("/gradio_api/upload")) == (413, 9_000)
     config = ServerConfig(body_s=0)
     assert asyncio.run(told("/gradio_api/queue/join"))[0] == 408
+
+
+def test_beside_the_interface_no_file_of_the_server_is_read(engine: Engine, pictures: dict[str, Path]) -> None:
+    with served(engine, build(engine)) as url:
+        named = {"path": str(pictures["red"]), "meta": {"_type": "gradio.FileData"}}
+        body = {"data": [{"text": "What?", "files": [named]}, *CONTROLS.values()], "session_hash": "somebody"}
+        called = httpx.post(f"{url}/gradio_api/call/ask", json=body, timeout=60).json()["event_id"]
+        told = httpx.get(f"{url}/gradio_api/call/ask/{called}", timeout=60).text
+        assert "event: error" in told, told
+        assert "event: generating" not in told, told
 
 
 def test_a_password_closes_the_page(engine: Engine, pictures: dict[str, Path]) -> None:
