@@ -19,6 +19,7 @@ from app.api.service import Service
 from app.api.several import Several, front
 from app.api.states import add_states
 from app.serving import PAGE_USER, listen, mount
+from app.upload_folder import own_folder
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -34,7 +35,7 @@ def serve(models: "Models", host: str, port: int, config: ServerConfig) -> None:
     """Serve the interface and the page until interrupted."""
     from app.web.page import build
 
-    with models.served() as served:
+    with models.served() as served, own_folder():
         app = create(served, config, build(served))
         announce(running(served), host, port, ways(config))
         listen(app, host, port)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import resource
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -10,6 +11,7 @@ from fastapi import FastAPI
 from app.api.config import ServerConfig
 from app.api.hosts import HostCheck
 from app.api.page_bodies import PageBodies
+from app.upload_folder import own_folder
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -30,7 +32,7 @@ def serve(models: "Models", host: str, port: int, config: ServerConfig) -> None:
     from app.announcement import models as running
     from app.web.page import build
 
-    with models.served() as served:
+    with models.served() as served, own_folder():
         app = create(build(served), served, config)
         announce(running(served), host, port, {"page": "/"})
         listen(app, host, port)
@@ -48,6 +50,7 @@ def mount(app: FastAPI, page: "Blocks", served: "Engine | Models", config: Serve
     """Put the page at / of an application, behind its bounds. Nothing is fetched from elsewhere, and nothing sent
     there."""
     import gradio
+    from gradio.utils import get_upload_folder
 
     from app.web.look import CSS, theme
 
@@ -67,7 +70,7 @@ def mount(app: FastAPI, page: "Blocks", served: "Engine | Models", config: Serve
         css=CSS,
     )
     page.has_launched = True  # without it, mounted pages open whatever path of the server a visitor names
-    app.add_middleware(PageBodies, config=config, uploads=config.media * uploaded)
+    app.add_middleware(PageBodies, config=config, uploads=config.media * uploaded, folder=Path(get_upload_folder()))
 
 
 def largest_upload(served: "Engine | Models") -> int:
