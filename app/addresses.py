@@ -1,6 +1,7 @@
 """Where a server listens, who reaches it there, and by which names. It costs nothing: all of it is asked before a
 library is imported or a model is loaded."""
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Iterable
@@ -36,5 +37,10 @@ def check_address(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
+    except socket.gaierror as error:
+        raise ValueError(
+            f"cannot listen on {host}: {error.strerror}; --host takes an address of this machine"
+        ) from error
     except OSError as error:
-        raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; --port takes another") from error
+        other = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
+        raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; {other} takes another") from error

@@ -1,6 +1,7 @@
 """Media files of a command line, told apart by their content and checked before any model is loaded."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,11 @@ def question_and_media(inputs: Sequence[str]) -> tuple[str, list[Part]]:
     if not question.strip() and not any(map(is_sound, media)):  # with one, it is for the model to say
         raise ValueError("the question is empty")
     if os.path.isfile(question):
-        raise ValueError(f"the question is missing: {question} is a file, and the question comes last")
+        asked = next((medium for medium in media if not os.path.exists(medium)), None)
+        if asked is None:
+            raise ValueError(f"the question is missing: {question} is a file, and the question comes last")
+        files = " ".join(shlex.quote(file) for file in inputs if file is not asked)
+        raise ValueError(f"the question comes last; expected: mm-rwkv7 ask {files} {shlex.quote(asked)}")
     return question, [read_medium(path) for path in media]
 
 

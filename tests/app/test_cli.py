@@ -1,7 +1,9 @@
 """The command line, run in this process: what it prints, what it refuses, and how it ends."""
 
+import errno
 import json
 import math
+import socket
 import struct
 import subprocess
 import sys
@@ -148,6 +150,9 @@ def test_a_bad_file_is_one_line_before_a_model_is_loaded(tmp_path: Path, run: Ru
         (["ask", "  \n"], "the question is empty"),
         (["ask", "SCENE", ""], "the question is empty"),
         (["ask", "SCENE"], "the question is missing"),
+        (["ask", "SCENE", "SCENE"], "the question is missing"),
+        (["ask", "What is it?", "SCENE"], "the question comes last; expected: mm-rwkv7 ask "),
+        (["ask", "SCENE", "What is it?", "SCENE"], "scene.png 'What is it?'"),
         (["ask", "nowhere.png", "What?"], "nowhere.png: there is no such file"),
         (["ask", ".", "What?"], "is a folder"),
         (["ask", "SCENE", "What?", "--temperature", "-1"], "temperature is -1"),
@@ -159,7 +164,11 @@ def test_a_bad_file_is_one_line_before_a_model_is_loaded(tmp_path: Path, run: Ru
         (["ask", "--batch", ".", "--out", "x.jsonl"], ". is a folder"),
         (["ask", "--batch", "nowhere.jsonl"], "go together"),
         (["ask", "--batch", "SCENE", "--out", "nowhere/x.jsonl"], "nowhere: there is no such folder"),
-        (["ask", "--batch", "SCENE", "--out", "/proc/x.jsonl"], "cannot write to /proc"),
+        pytest.param(
+            ["ask", "--batch", "SCENE", "--out", "/proc/x.jsonl"],
+            "cannot write to /proc",
+            marks=pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc"),
+        ),
         (["ask", "--batch", "SCENE", "--out", "x.jsonl", "What?"], "brings its own questions"),
         (["ask", "--document", "nowhere.txt", "What?"], "nowhere.txt cannot be read"),
         (["chat", "--document", "."], ". cannot be read: Is a directory"),
@@ -178,6 +187,26 @@ def test_bad_usage_is_one_line(run: Run, scene: Path, arguments: list[str], said
     assert (code, out, len(err)) == (2, [], 1), err
     assert err[0].startswith("error: ")
     assert said in err[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "not known"), "there: not known; --host takes an address of this machine"),
+        (OSError(errno.EADDRNOTAVAIL, "not here"), "there:8000: not here; --host takes another"),
+        (OSError(errno.EADDRINUSE, "in use"), "there:8000: in use; --port takes another"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    for command in ("serve", "app"):
+        code, out, err = run(command, "--host", "there", "--port", "8000", "--insecure")
+        assert (code, out, err) == (2, [], [f"error: cannot listen on {said}"])
 
 
 @pytest.mark.parametrize("command", [[], ["ask"], ["serve"], ["train"], ["eval"]])
