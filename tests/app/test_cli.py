@@ -439,6 +439,60 @@ def test_chat_goes_on_from_line_to_line(
     assert (code, out) == (0, [first.text, second.text])
 
 
+def test_chat_goes_back_and_saves_and_goes_on(
+    run: Run, scene: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline.from_pretrained(tiny_checkpoint, "cpu")
+    first = pipeline.ask("What is this?", [scene])
+    other, second = (pipeline.ask(question, state=first.state) for question in ("How many?", "Where is it?"))
+    alone = pipeline.ask("Where is it?")
+    seen = pipeline.ask("Where is it?", [scene])
+    given = ("--model", tiny_checkpoint, "--device", "cpu")
+
+    def said(*lines: str) -> list[str]:
+        monkeypatch.setattr(sys, "stdin", StringIO("".join(f"{line}\n" for line in lines)))
+        code, out, _ = run("chat", *given)
+        assert code == 0
+        return out
+
+    show, file = f"/image {scene}", tmp_path / "a talk"
+    begun = [show, "What is this?"]
+    assert said(*begun, "How many?", "/undo", "Where is it?") == [first.text, other.text, second.text]
+    assert said(*begun, "/undo", "Where is it?") == [first.text, seen.text]  # the picture is there again
+    assert said(*begun, "/retry", "Where is it?") == [first.text, first.text, second.text]
+    assert said(*begun, "/reset", "Where is it?") == [first.text, alone.text]
+    assert said(*begun, f"/save {file}", "/quit", "not read") == [first.text]
+    assert said("/help", f"/load {file}", "Where is it?") == [second.text]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/undo", "nothing was asked yet"),
+        ("/retry", "nothing was asked yet"),
+        ("/save {}/state", "nothing to save"),
+        ("/load {}/nowhere", "nowhere cannot be read"),
+        ("/load {}/text", "the file"),
+        ("/image {}/nowhere.png", "there is no such file"),
+        ("/sound {}/text", "text is not a sound"),
+        ("/image", "/image wants a file"),
+        ("/sing", "there is no /sing; /help lists what there is"),
+    ],
+)
+def test_a_command_of_a_chat_that_cannot_be_obeyed(
+    run: Run, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, said: str
+) -> None:
+    (tmp_path / "text").write_text("a text")
+    line = line.format(tmp_path)
+    for terminal in (False, True):  # which goes on after it
+        stdin = StringIO(f"{line}\nWhat?\n")
+        monkeypatch.setattr(stdin, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code, out, err = run("chat", "--model", tiny_checkpoint, "--device", "cpu")
+        assert (code, len(out)) == ((0, 1) if terminal else (2, 0)), err
+        assert any("error: " in told and said in told for told in err), err
+
+
 def test_chat_takes_a_picture_and_a_sound(
     run: Run, scene: Path, sound: Path, listening_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
