@@ -11,6 +11,7 @@ import typer
 from app.options import AsJson, Debug
 from app.output import print_json
 from mm_rwkv7.command import check_writable
+from mm_rwkv7.sources import check_source, locate
 
 
 class Format(StrEnum):
@@ -42,6 +43,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Say what a checkpoint holds, without reading its weights."""
+    check_source(file)
     from app.inspection import inspected
 
     found = inspected(file)
@@ -63,8 +65,8 @@ def convert(
 ) -> None:
     """Write a checkpoint in another format, bit for bit."""
     check_writable(out.resolve().parent)
+    check_source(source)
     from mm_rwkv7.interop.convert import convert as write
-    from mm_rwkv7.weights import locate
 
     done = write(locate(source), out, to, warm_start)
     if done.start is not None:

@@ -33,8 +33,9 @@ from app.options import (
     TopK,
     TopP,
 )
-from app.output import print_error, print_json, print_stream, print_tags
+from app.output import print_error, print_json, print_tags
 from app.serve_commands import app, serve
+from mm_rwkv7.sources import check_source
 
 if TYPE_CHECKING:
     from mm_rwkv7.listening import Listener
@@ -170,6 +171,7 @@ def tag(
     from mm_rwkv7.sounds import check_sound
 
     def open_model() -> "Listener | Pipeline":
+        check_source(model)
         from mm_rwkv7.listening import open_listener
 
         return open_listener(model, device, dtype)
@@ -199,28 +201,17 @@ def chat(
     top_k: TopK = 0,
     debug: Debug = False,
 ) -> None:
-    """Talk with the model; an empty line ends it."""
-    from app.media import read_medium, user_message
+    """Talk with the model; /help lists commands, and an empty line ends it."""
+    from app.media import read_medium
+    from app.talk import Point, Talk, talk
 
-    parts = [read_medium(path) for path in media or []]
+    parts = tuple(read_medium(path) for path in media or [])
     text = text_of(document)
     sampling = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
     pipeline = _pipeline(model, device, dtype)
     if not parts:
         hint_at_media(pipeline)
-    state = state_after(pipeline, text)
-    if sys.stdin.isatty():
-        print("ask about what you gave; an empty line ends the talk", file=sys.stderr)
-    while True:
-        print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not (question := line.strip()):
-            if not line:  # the end of the input, which has written no line's end after the prompt
-                print(file=sys.stderr)
-            return
-        stream = pipeline.stream(user_message(question, parts), sampling, state)
-        print_stream(stream)
-        state, parts = stream.answer.state, []
+    talk(Talk(pipeline, sampling, Point(state_after(pipeline, text), parts)))
 
 
 def embed(
@@ -275,6 +266,7 @@ def _hand_over(module: str, context: typer.Context) -> int:
 
 
 def _pipeline(model: str, device: str, dtype: str) -> "Pipeline":
+    check_source(model)
     from mm_rwkv7.pipeline import Pipeline
 
     return Pipeline.from_pretrained(model, device, dtype)

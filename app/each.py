@@ -16,23 +16,31 @@ def answer_each(
 ) -> int:
     """Check all files, open the model if one is whole, and answer for those. Returns the exit code: 0, 1 where some
     files failed, 2 where all did."""
-    whole = [file for file in files if _passes(check, file)]
+    whole = [file for file in files if _is_whole(check, file)]
     done = 0
     if whole:
         model = open_model()
         for file in whole:
-            done += _passes(lambda name: answer(model, name), file)
+            done += _is_answered(check, lambda name: answer(model, name), file)
     return 0 if done == len(files) else 1 if done else 2
 
 
-def _passes(act: Callable[[str], object], file: str) -> bool:
-    """A ValueError that does not name the file is about the model, and so about every file: it is raised."""
+def _is_whole(check: Callable[[str], object], file: str) -> bool:
     try:
-        act(file)
+        check(file)
     except ValueError as error:
-        if file not in str(error):
-            raise
         print_error(str(error))
+        return False
+    return True
+
+
+def _is_answered(check: Callable[[str], object], answer: Callable[[str], None], file: str) -> bool:
+    """What goes wrong with a file that is still whole is about the model, and so about every file: it is raised."""
+    try:
+        answer(file)
+    except ValueError:
+        if _is_whole(check, file):
+            raise
         return False
     except FloatingPointError as error:
         print_error(f"{file}: {error}")

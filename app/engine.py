@@ -30,7 +30,7 @@ from app.state_cache import StateCache
 from mm_rwkv7.generate import Writer
 from mm_rwkv7.pipeline import Answer, Pipeline, Timings, Usage
 from mm_rwkv7.pooled_decode import pooled_step, read
-from mm_rwkv7.sampling import Sampler, choose
+from mm_rwkv7.sampler import Sampler, choose
 from mm_rwkv7.state import State
 
 Result = TypeVar("Result")

@@ -23,6 +23,7 @@ from app.api.errors import Refused, add_handlers, log
 from app.api.guard import Guard
 from app.api.hosts import HostCheck
 from app.api.service import unless_left
+from app.api.structure import is_binary
 from app.rerun import END, ENDING, Differs, Gone, Retold
 
 SESSION = "x-session-id"
@@ -124,7 +125,7 @@ def _prepared(sent: Sent, session: str) -> tuple[Sent, str]:
     """The request and what its session goes by: the header, the state that it goes on from, or how its conversation
     begins. A stream that samples gets a seed, so that a second run is the same."""
     try:
-        body = json.loads(sent.body) if sent.method == "POST" else None
+        body = json.loads(sent.body) if sent.method == "POST" and not is_binary(dict(sent.headers)) else None
     except (ValueError, RecursionError):  # for the replica to refuse
         body = None
     if not isinstance(body, dict):

@@ -12,7 +12,8 @@ from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.opening import open_stored
 from mm_rwkv7.interop.taggers import open_tagger, tagger_format
 from mm_rwkv7.listening import without_weights
-from mm_rwkv7.weights import DTYPES, locate
+from mm_rwkv7.sources import locate
+from mm_rwkv7.weights import DTYPES
 
 
 @dataclass(frozen=True)

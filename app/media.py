@@ -1,6 +1,7 @@
 """Media files of a command line, told apart by their content and checked before any model is loaded."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,11 @@ def question_and_media(inputs: Sequence[str]) -> tuple[str, list[Part]]:
     if not question.strip() and not any(map(is_sound, media)):  # with one, it is for the model to say
         raise ValueError("the question is empty")
     if os.path.isfile(question):
-        raise ValueError(f"the question is missing: {question} is a file, and the question comes last")
+        asked = next((medium for medium in media if not os.path.exists(medium)), None)
+        if asked is None:
+            raise ValueError(f"the question is missing: {question} is a file, and the question comes last")
+        files = " ".join(shlex.quote(file) for file in inputs if file is not asked)
+        raise ValueError(f"the question comes last; expected: mm-rwkv7 ask {files} {shlex.quote(asked)}")
     return question, [read_medium(path) for path in media]
 
 
@@ -33,14 +38,14 @@ def user_message(question: str, media: Sequence[Part] = ()) -> list[dict[str, An
 def read_medium(path: str) -> Part:
     """The picture or the sound of a file; a ValueError names it when it is neither, or not whole."""
     if is_sound(path):
-        return _sound(path)
+        return read_sound(path)
     try:
         return {"type": "image", "image": load_picture(path)}
     except ValueError as error:
         if not isinstance(error.__cause__, UnidentifiedImageError):
             raise
     try:  # a sound whose first bytes say nothing
-        return _sound(path)
+        return read_sound(path)
     except ValueError as error:
         raise ValueError(f"{path} is neither a picture nor a sound, or not of a known format") from error
 
@@ -64,8 +69,8 @@ def is_sound(path: str) -> bool:
     return is_wave or is_mp3 or head.startswith((b"fLaC", b"OggS", b"ID3"))
 
 
-def _sound(path: str) -> Part:
-    """The path: a sound is checked, and not held."""
+def read_sound(path: str) -> Part:
+    """The path of a sound, which is checked and not held; a ValueError names it when it is no whole sound."""
     from mm_rwkv7.sounds import check_sound
 
     check_sound(path)

@@ -41,6 +41,10 @@ ModelsOpen = Annotated[
     ),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Another name that clients may call this server by; repeatable."),
+]
 OnDevice = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if there is one.")]
 InType = Annotated[
     DType,

@@ -98,7 +98,7 @@ def text_ids(pipeline: Pipeline, text: str | Sequence[int]) -> list[int]:
     tokenizer = pipeline.tokenizer
     ids = tokenizer.encode(text) if isinstance(text, str) else list(text)
     if not ids:
-        raise ValueError("there is no text to continue")
+        raise ValueError("the text is empty, expected some words or tokens")
     for wrong in (i for i in ids if not 0 <= i < tokenizer.size or i in tokenizer.unwritable):
         raise ValueError(f"{wrong} is no token of a text, expected 0 to {tokenizer.size - 1} without placeholders")
     return ids

@@ -21,7 +21,8 @@ from app.front import Call, Sent, answers
 from app.front import create as create_front
 from app.models import public_name
 from app.rerun import Gone
-from app.server import MORE, create, listen, ways
+from app.server import MORE, create, ways
+from app.serving import listen
 from mm_rwkv7.pipeline import Pipeline
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from app.media_encoder import Features, Medium
 from app.prompts import Place, Prompt
 from app.requests import Request, Ticket
 from mm_rwkv7.generate import Writer
-from mm_rwkv7.sampling import Sampler
+from mm_rwkv7.sampler import Sampler
 
 AHEAD = 1024  # tokens of a sound that are encoded before they are read
 

@@ -1,15 +1,18 @@
 """The commands `app` (the page) and `serve` (the interface and the page). `app.cli` makes commands of them."""
 
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.options import Debug, Device, DType, Host, InType, ModelNames, ModelsOpen, OnDevice
+from app.addresses import allowed_hosts, check_address, check_exposed, is_loopback
+from app.api.config import ServerConfig
+from app.options import AllowHost, Debug, Device, DType, Host, InType, ModelNames, ModelsOpen, OnDevice
+from mm_rwkv7.sources import locate
 
 if TYPE_CHECKING:
-    from app.api.config import ServerConfig
     from app.models import Models
 
 
@@ -23,20 +26,21 @@ def app(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines in; the page has no password.")
     ] = False,
+    allow_host: AllowHost = None,
     debug: Debug = False,
 ) -> None:
     """Serve the web page."""
-    from app.api.hosts import is_loopback
-    from app.serving import check_address
-    from app.serving import serve as run
-
     if not (is_loopback(host) or insecure):
         raise ValueError(
             f"{host} lets other machines in, and the page has no password here: "
             f"`mm-rwkv7 serve --host {host} --api-key KEY` serves it with one, --insecure lets anybody in"
         )
     check_address(host, port)
-    run(_models(model, device, dtype, models_open), host, port)
+    config = ServerConfig(hosts=allowed_hosts(host, allow_host or ()))
+    models = _models(model, device, dtype, models_open)
+    from app.serving import serve as run
+
+    run(models, host, port, config)
 
 
 def serve(
@@ -60,10 +64,7 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Fetch pictures from there, such as https://example.com; repeatable."),
     ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Another name that clients may call this server by; repeatable."),
-    ] = None,
+    allow_host: AllowHost = None,
     mcp: Annotated[bool, typer.Option("--mcp", help="Offer tools to other models, at /tools/gradio_api/mcp/.")] = False,
     slots: Annotated[int, typer.Option(min=1, help="Requests worked on at once.")] = 32,
     states: Annotated[
@@ -79,11 +80,6 @@ def serve(
     """Serve OpenAI's interface under /v1, and the web page."""
     if find_spec("prometheus_client") is None:
         raise ValueError("serving needs more packages: pip install 'mm-rwkv7[serve]'")
-    from app.api.config import ServerConfig
-    from app.api.hosts import allowed_hosts
-    from app.server import check_exposed, check_folder
-    from app.serving import check_address
-
     if mcp and find_spec("mcp") is None:
         raise ValueError("--mcp needs more packages: pip install 'mm-rwkv7[serve,mcp]'")
     if mcp and len(model or ()) > 1:
@@ -93,7 +89,7 @@ def serve(
     check_exposed(host, api_key, insecure)
     check_address(host, port)
     if states is not None:
-        check_folder(states)
+        _check_folder(states)
     if replicas is None:
         models = _models(model, device, dtype, models_open, slots=slots, folder=states)
         from app.server import serve as run
@@ -103,6 +99,15 @@ def serve(
         _serve_replicas(replicas, model or ["nano"], device, dtype, host, port, config, slots, states)
 
 
+def _check_folder(folder: Path) -> None:
+    """Make the folder for states. ValueError unless files can be written there."""
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"states cannot be kept in {folder}: {error.strerror}") from error
+
+
 def _serve_replicas(
     count: int,
     models: list[str],
@@ -110,7 +115,7 @@ def _serve_replicas(
     dtype: str,
     host: str,
     port: int,
-    config: "ServerConfig",
+    config: ServerConfig,
     slots: int,
     states: Path | None,
 ) -> None:
@@ -129,14 +134,12 @@ def _serve_replicas(
 
 def _models(sources: list[str] | None, device: str, dtype: str, at_once: int | None, **config: Any) -> "Models":
     """Nothing is opened yet; the files that are there already are looked for."""
-    from app.engine import Engine, EngineConfig
-    from app.models import Models
-    from mm_rwkv7.pipeline import Pipeline
-    from mm_rwkv7.weights import locate
-
     sources = sources or ["nano"]
     for source in sources:
         locate(source)
+    from app.engine import Engine, EngineConfig
+    from app.models import Models
+    from mm_rwkv7.pipeline import Pipeline
 
     def open_engine(source: str) -> Engine:
         return Engine(Pipeline.from_pretrained(source, device, dtype), EngineConfig(**config))

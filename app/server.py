@@ -1,10 +1,5 @@
 """The server: OpenAI's interface under /v1, the page at /, health and figures, in one process over one engine."""
 
-import asyncio
-import logging
-import resource
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Response
@@ -19,11 +14,12 @@ from app.api.config import ServerConfig
 from app.api.embeddings import add_embeddings
 from app.api.errors import ErrorBody, Refused, add_handlers
 from app.api.guard import Guard, may_enter, wrong_key
-from app.api.hosts import HostCheck, is_loopback
-from app.api.page_bodies import PageBodies
+from app.api.hosts import HostCheck
 from app.api.service import Service
 from app.api.several import Several, front
 from app.api.states import add_states
+from app.serving import PAGE_USER, listen, mount
+from app.upload_folder import own_folder
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -31,34 +27,15 @@ if TYPE_CHECKING:
     from app.engine import Engine
     from app.models import Models
 
-PAGE_USER = "mm-rwkv7"
-GRACE_S = 3  # for answers under way when the server ends
 MOST_INSIDE = 256  # requests for each of several models: their own interfaces count more exactly
 MORE = 32  # requests inside besides those that the engine takes: they are refused, or ask for no answer
-
-
-def check_exposed(host: str, api_key: str | None, insecure: bool) -> None:
-    """ValueError for an address that other machines reach, without a key, unless that is meant."""
-    if not (is_loopback(host) or api_key or insecure):
-        raise ValueError(
-            f"{host} lets other machines in: give --api-key (or MM_RWKV7_API_KEY), or --insecure if anybody may come in"
-        )
-
-
-def check_folder(folder: Path) -> None:
-    """Make the folder for states. ValueError unless files can be written there."""
-    try:
-        folder.mkdir(0o700, parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"states cannot be kept in {folder}: {error.strerror}") from error
 
 
 def serve(models: "Models", host: str, port: int, config: ServerConfig) -> None:
     """Serve the interface and the page until interrupted."""
     from app.web.page import build
 
-    with models.served() as served:
+    with models.served() as served, own_folder():
         app = create(served, config, build(served))
         announce(running(served), host, port, ways(config))
         listen(app, host, port)
@@ -78,31 +55,6 @@ def ways(config: ServerConfig, page: bool = True) -> dict[str, str]:
     return found
 
 
-def listen(app: FastAPI, host: str, port: int) -> None:
-    """Serve an application until interrupted."""
-    import uvicorn
-
-    from app.api.connections import Connection
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is a file
-    logging.getLogger("uvicorn.error").addFilter(_is_no_end)
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        http=Connection,
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
-    )
-
-
-def _is_no_end(record: logging.LogRecord) -> bool:
-    """False for the traces of what was under way when the server ended."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
-
-
 def create(served: "Engine | Models", config: ServerConfig, page: "Blocks | None" = None) -> FastAPI:
     """The application around an engine or several models, which stay the caller's to close; with a page, that is
     mounted at /."""
@@ -119,7 +71,7 @@ def create(served: "Engine | Models", config: ServerConfig, page: "Blocks | None
     else:
         _several(app, Several(served, config, _interface))
     if page is not None:
-        _mount(app, page, served, config)
+        mount(app, page, served, config)
     app.add_middleware(HostCheck, hosts=config.hosts)
     return app
 
@@ -162,31 +114,6 @@ def _several(app: FastAPI, several: Several) -> None:
 
 def _figures(service: Service) -> Response:
     return Response(service.metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _mount(app: FastAPI, page: "Blocks", served: "Engine | Models", config: ServerConfig) -> None:
-    import gradio
-
-    from app.serving import AT_ONCE, WAITING, largest_upload
-    from app.web.look import CSS, theme
-
-    uploaded = largest_upload(served)
-    page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
-    gradio.mount_gradio_app(
-        app,
-        page,
-        path="/",
-        auth=None if config.page_password is None else (PAGE_USER, config.page_password),
-        auth_message=f"<b>mm-rwkv7</b>: the user is {PAGE_USER}; who runs this server knows the password.",
-        show_error=False,
-        max_file_size=uploaded,
-        ssr_mode=False,
-        run_history=False,
-        mcp_server=False,  # its handlers are no tools
-        theme=theme(),
-        css=CSS,
-    )
-    app.add_middleware(PageBodies, config=config, uploads=config.media * uploaded)
 
 
 def _at_once(service: Service) -> int:

@@ -1,7 +1,17 @@
-"""Puts the page on an address."""
+"""Puts the page on an address: alone, or beside the interface."""
 
-import socket
+import asyncio
+import logging
+import resource
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from app.api.config import ServerConfig
+from app.api.hosts import HostCheck
+from app.api.page_bodies import PageBodies
+from app.upload_folder import own_folder
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -9,31 +19,59 @@ if TYPE_CHECKING:
     from app.engine import Engine
     from app.models import Models
 
+PAGE_USER = "mm-rwkv7"
 LARGEST_UPLOAD = 20 << 20  # bytes of a picture or a sound
 AT_ONCE = 24  # answers written side by side: each takes one of the page's 40 threads
 WAITING = 64
+GRACE_S = 3  # for answers under way when the server ends
 
 
-def check_address(host: str, port: int) -> None:
-    """A ValueError unless the address can be listened on; it costs nothing, so ask before a model is loaded."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; --port takes another") from error
-
-
-def serve(models: "Models", host: str, port: int) -> None:
+def serve(models: "Models", host: str, port: int, config: ServerConfig) -> None:
     """Serve the page until interrupted."""
     from app.announcement import announce
     from app.announcement import models as running
     from app.web.page import build
 
-    with models.served() as served:
-        page = build(served)
-        launch(page, served, host, port)
+    with models.served() as served, own_folder():
+        app = create(build(served), served, config)
         announce(running(served), host, port, {"page": "/"})
-        page.block_thread()
+        listen(app, host, port)
+
+
+def create(page: "Blocks", served: "Engine | Models", config: ServerConfig) -> FastAPI:
+    """The application of the page alone."""
+    app = FastAPI(title="mm-rwkv7", docs_url=None, redoc_url=None, openapi_url=None)
+    mount(app, page, served, config)
+    app.add_middleware(HostCheck, hosts=config.hosts)
+    return app
+
+
+def mount(app: FastAPI, page: "Blocks", served: "Engine | Models", config: ServerConfig) -> None:
+    """Put the page at / of an application, behind its bounds. Nothing is fetched from elsewhere, and nothing sent
+    there."""
+    import gradio
+    from gradio.utils import get_upload_folder
+
+    from app.web.look import CSS, theme
+
+    uploaded = largest_upload(served)
+    page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
+    gradio.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        auth=None if config.page_password is None else (PAGE_USER, config.page_password),
+        auth_message=f"<b>mm-rwkv7</b>: the user is {PAGE_USER}; who runs this server knows the password.",
+        show_error=False,
+        max_file_size=uploaded,
+        ssr_mode=False,
+        run_history=False,
+        mcp_server=False,  # its handlers are no tools
+        theme=theme(),
+        css=CSS,
+    )
+    page.has_launched = True  # without it, mounted pages open whatever path of the server a visitor names
+    app.add_middleware(PageBodies, config=config, uploads=config.media * uploaded, folder=Path(get_upload_folder()))
 
 
 def largest_upload(served: "Engine | Models") -> int:
@@ -45,20 +83,26 @@ def largest_upload(served: "Engine | Models") -> int:
     return max(LARGEST_UPLOAD, 3 * state_bytes(engine.pipeline))
 
 
-def launch(page: "Blocks", served: "Engine | Models", host: str, port: int) -> None:
-    """Start the page's server and return. Nothing is fetched from elsewhere, and nothing sent there."""
-    from app.web.look import CSS, theme
+def listen(app: FastAPI, host: str, port: int) -> None:
+    """Serve an application until interrupted."""
+    import uvicorn
 
-    page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
-    page.launch(
-        server_name=host,
-        server_port=port,
-        theme=theme(),
-        css=CSS,
-        share=False,
-        ssr_mode=False,
-        max_file_size=largest_upload(served),
-        run_history=False,
-        quiet=True,
-        prevent_thread_lock=True,
+    from app.api.connections import Connection
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is a file
+    logging.getLogger("uvicorn.error").addFilter(_is_no_end)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        http=Connection,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
     )
+
+
+def _is_no_end(record: logging.LogRecord) -> bool:
+    """False for the traces of what was under way when the server ended."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))

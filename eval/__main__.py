@@ -137,7 +137,7 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 
 def _run(tasks: Sequence[Task], options: Namespace, settings: Settings) -> None:
     from mm_rwkv7.hub import PREFIX
-    from mm_rwkv7.weights import locate
+    from mm_rwkv7.sources import locate
 
     if not options.model.startswith(PREFIX):  # a download can wait until the task's files are found whole
         locate(options.model)

@@ -15,7 +15,8 @@ from mm_rwkv7.generate import Writer, read_rows
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.processor import Batch, Message
-from mm_rwkv7.sampling import Sampler, Sampling, choose
+from mm_rwkv7.sampler import Sampler, choose
+from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.state import State
 
 TOGETHER = 8  # messages whose pictures are encoded at once

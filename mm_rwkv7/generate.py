@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mm_rwkv7.decode import Stepper, stepper
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.rwkv7 import RWKV7
-from mm_rwkv7.sampling import Sampler
+from mm_rwkv7.sampler import Sampler
 from mm_rwkv7.state import State
 from mm_rwkv7.tokenizer import Tokenizer
 

@@ -12,8 +12,9 @@ from mm_rwkv7.interop.files import read
 from mm_rwkv7.interop.taggers import OpenedTagger, open_tagger, tagger_format
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sounds import Sound, SoundSource
+from mm_rwkv7.sources import locate
 from mm_rwkv7.tagger import Tagger, Tags, batches, likeliest
-from mm_rwkv7.weights import choose_device, choose_dtype, load_strictly, locate
+from mm_rwkv7.weights import choose_device, choose_dtype, load_strictly
 
 
 class Listener:

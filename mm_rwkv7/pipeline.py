@@ -24,12 +24,14 @@ from mm_rwkv7.likelihood import Likelihood, likelihoods
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pile_tokenizer import PileTokenizer, tokenizer_file
 from mm_rwkv7.processor import Batch, Message, Processor
-from mm_rwkv7.sampling import Sampler, Sampling
+from mm_rwkv7.sampler import Sampler
+from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.sounds import Sound, SoundSource
+from mm_rwkv7.sources import locate
 from mm_rwkv7.state import State
 from mm_rwkv7.tagger import Tags, batches, likeliest
 from mm_rwkv7.tokenizer import Tokenizer
-from mm_rwkv7.weights import INT8, choose_device, choose_dtype, locate
+from mm_rwkv7.weights import INT8, choose_device, choose_dtype
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from mm_rwkv7.interop.language import language_model
 from mm_rwkv7.interop.sizes import sizes
 from mm_rwkv7.linear import Linear
 from mm_rwkv7.ops import count_sequences, linear, squared_relu, wkv7
+from mm_rwkv7.sources import locate
 from mm_rwkv7.state import LayerState, State
 from mm_rwkv7.token_shift import Neighbours, Sequences, token_shift
 from mm_rwkv7.typed import build
-from mm_rwkv7.weights import INT8, choose_device, choose_dtype, load_strictly, locate
+from mm_rwkv7.weights import INT8, choose_device, choose_dtype, load_strictly
 
 DECAY_FLOOR = -math.exp(-0.5)  # the strongest log-decay that the sigmoid can reach
 

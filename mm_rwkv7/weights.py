@@ -1,32 +1,14 @@
-"""Weights on disk: where a model's folder is, its tensors, and how they come into a module, all or none."""
+"""Weights: on which device and in which type, and how a file's tensors come into a module, all or none."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mm_rwkv7.hub import PREFIX, fetch
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INT8 = "int8"
 STORED = (*DTYPES.values(), torch.float64)
-BUNDLED = {"nano": Path(__file__).parent / "nano"}
-
-
-def locate(model: str | os.PathLike[str]) -> Path:
-    """A checkpoint's file or folder: "nano" is the bundled one, "hf:owner/repo" and "hf:owner/repo/file" are downloaded
-    (once) from the Hugging Face hub, anything else is a path."""
-    name = os.fspath(model)
-    path = fetch(name) if name.startswith(PREFIX) else BUNDLED.get(name, Path(name))
-    if not path.exists():
-        raise ValueError(
-            f"model {name!r} does not exist; expected 'nano', 'hf:owner/repo', 'hf:owner/repo/file', "
-            "a checkpoint's folder or file"
-        )
-    return path
 
 
 def choose_device(name: str) -> torch.device:

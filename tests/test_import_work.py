@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("app", "encoders", "eval", "mm_rwkv7", "training")
 
+HEAVY = {"torch", "gradio", "fastapi", "transformers", "timm", "matplotlib"}
 HARMLESS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.Pass)
 GUARDS = {"TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__main__'"}
 PURE_CALLS = {
@@ -128,11 +129,42 @@ def test_planted_work_is_caught(text: str, expected: str) -> None:
 
 @pytest.mark.parametrize("module", ["mm_rwkv7", "encoders", "training", "eval.__main__", "app", "app.cli"])
 def test_import_loads_nothing_heavy(module: str) -> None:
-    heavy = {"torch", "gradio", "transformers", "timm", "matplotlib"}
-    code = f"import sys, {module}; print(*sorted({heavy} & sys.modules.keys()))"
+    code = f"import sys, {module}; print(*sorted({HEAVY} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "code"),
+    [
+        ("app.cli", ["serve", "--host", "0.0.0.0"], 2),
+        ("app.cli", ["serve", "--fetch-from", "x"], 2),
+        ("app.cli", ["serve", "--model", "nowhere"], 2),
+        ("app.cli", ["app", "--host", "0.0.0.0"], 2),
+        ("app.cli", ["app", "--model", "nowhere"], 2),
+        ("app.cli", ["ask", "--model", "nowhere", "What?"], 2),
+        ("app.cli", ["ask", "--temperature", "-1", "What?"], 2),
+        ("app.cli", ["inspect", "nowhere"], 2),
+        ("app.cli", ["convert", "nowhere", "out"], 2),
+        ("mm_rwkv7.bench.__main__", [], 2),
+        ("mm_rwkv7.bench.__main__", ["nothing"], 2),
+        ("mm_rwkv7.bench.__main__", ["--help"], 0),
+        ("app.cli", ["serve", "--help"], 0),
+    ],
+)
+def test_help_and_refusals_load_nothing_heavy(program: str, arguments: list[str], code: int) -> None:
+    text = f"""
+import sys
+from {program} import main
+try:
+    code = main({arguments})
+except SystemExit as ended:
+    code = ended.code
+print(code, *sorted({HEAVY} & sys.modules.keys()), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].split() == [str(code)], done.stderr
 
 
 def test_public_names_load_and_unknown_ones_are_refused() -> None:

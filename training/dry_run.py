@@ -9,7 +9,7 @@ from mm_rwkv7.config import MMConfig
 from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
-from mm_rwkv7.weights import locate
+from mm_rwkv7.sources import locate
 from training.config import RunConfig, describe
 from training.look import Told, look_at_packs, look_at_singles
 from training.loop import autocast_wanted

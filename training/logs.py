@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from collections.abc import Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -100,6 +101,8 @@ def _exit_code(error: BaseException | None) -> int:
     """What the process ends with when `error` leaves it."""
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
     return 0 if error is None else 1
 
 

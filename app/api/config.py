@@ -24,6 +24,9 @@ class ServerConfig:
     tools: bool = False
     body_bytes: int = 48 * MB
     bodies_bytes: int = 512 * MB  # of all requests that are being read or answered
+    json_keys: int = 100_000  # of one body, and
+    json_values: int = 1_000_000
+    uploads_bytes: int = 4096 * MB  # that lie in the page's folder
     body_s: float = 60.0  # for a request to arrive in full
     send_s: float = 60.0  # for a client to take what it was sent
     pixels: int = 36_000_000

@@ -2,13 +2,16 @@
 
 import asyncio
 import hmac
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.config import ServerConfig
 from app.api.errors import Refused
-from app.api.metrics import Metrics
+from app.api.structure import check_structure, is_binary
+
+if TYPE_CHECKING:
+    from app.api.metrics import Metrics
 
 
 class Left(Exception):  # noqa: N818
@@ -20,7 +23,7 @@ class Guard:
     looks at it, of at most `at_once` requests, and holds at most `bodies_bytes` of them together. `metrics` is None
     where others count."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, at_once: int, metrics: Metrics | None) -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig, at_once: int, metrics: "Metrics | None") -> None:
         self.app, self.config, self.at_once, self.metrics = app, config, at_once, metrics
         self.inside = self.held = 0  # requests, and the bytes of their bodies
 
@@ -71,6 +74,8 @@ class Guard:
                 await body.read(receive)
         except TimeoutError as error:
             raise too_slow() from error
+        if not is_binary(headers):
+            check_structure(body.whole, self.config)
 
 
 def wrong_key() -> Refused:
@@ -108,10 +113,11 @@ class _Body:
     def __init__(self, guard: Guard) -> None:
         self.size = 0
         self._guard = guard
-        self._chunks: list[bytes] = []
+        self.whole = b""
 
     async def read(self, receive: Receive) -> None:
         config = self._guard.config
+        chunks: list[bytes] = []
         more = True
         while more:
             message = await receive()
@@ -124,13 +130,14 @@ class _Body:
                 raise too_large(config.body_bytes)
             if self._guard.held > config.bodies_bytes:
                 raise busy()
-            self._chunks.append(chunk)
+            chunks.append(chunk)
             more = message.get("more_body", False)
+        self.whole = b"".join(chunks)
 
     def replayed(self, receive: Receive) -> Receive:
         """Gives it once, and keeps none of it."""
-        given: list[dict[str, Any]] = [{"type": "http.request", "body": b"".join(self._chunks), "more_body": False}]
-        self._chunks.clear()
+        given: list[dict[str, Any]] = [{"type": "http.request", "body": self.whole, "more_body": False}]
+        self.whole = b""
 
         async def next_message() -> Message:
             return given.pop() if given else await receive()

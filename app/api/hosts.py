@@ -5,31 +5,14 @@ a server here that has no key. It still sends its own name as the Host. Without 
 can send, a file for instance, and the browser tells by the Origin where it comes from.
 """
 
-import ipaddress
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.addresses import is_loopback
 from app.api.errors import Refused
 
 HARMLESS = ("GET", "HEAD", "OPTIONS")  # nothing is changed by them
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address is one of this machine alone."""
-    if host.rstrip(".").lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def allowed_hosts(bound: str, more: Iterable[str] = ()) -> tuple[str, ...] | None:
-    """The names that a server bound there is called by, besides this machine's own; None where it may be any: other
-    machines reach it, and it is for the key to keep strangers out."""
-    more = tuple(host.lower() for host in more)
-    return (bound.lower(), *more) if is_loopback(bound) or more else None
 
 
 class HostCheck:

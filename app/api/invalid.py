@@ -26,7 +26,10 @@ def fault(error: RequestValidationError) -> tuple[str, str | None]:
     body = error.body if faults[0]["loc"][0] == "body" else None
     places = [_place(one, body) for one in faults]
     if not (place := places[0]):
-        return f"the body is {_told(faults[0].get('input'))}, expected a JSON object and its Content-Type", None
+        return (
+            f"the body is {_told(faults[0].get('input'))}, expected a JSON object and Content-Type: application/json",
+            None,
+        )
     # Where several kinds of value are allowed there is a fault for each; the one that got furthest was meant.
     place = max((other for other in places if _field(other) == _field(place)), key=_depth)
     meant = [one for one, other in zip(faults, places, strict=True) if other == place]

@@ -1,23 +1,28 @@
 """Stands before the page: Gradio reads what it is sent whole, and before it asks who sends it."""
 
 import asyncio
+from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.config import ServerConfig
 from app.api.errors import Refused
 from app.api.guard import busy, too_large, too_slow
+from app.api.structure import check_structure
+from app.upload_folder import bytes_lying
 
 UPLOAD = "/gradio_api/upload"  # asks first, and writes files as they come
 
 
 class PageBodies:
     """An ASGI middleware: at most `body_bytes` of a request within `body_s`, and `bodies_bytes` of those together that
-    are inside; where files are sent, `uploads` bytes of each alone."""
+    are inside; where files are sent, `uploads` bytes of each, as long as no more than
+    `uploads_bytes` lie in `folder`."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, uploads: int) -> None:
-        self._app, self._config, self._uploads = app, config, uploads
+    def __init__(self, app: ASGIApp, config: ServerConfig, uploads: int, folder: Path) -> None:
+        self._app, self._config, self._uploads, self._folder = app, config, uploads, folder
         self._held = 0  # bytes of the bodies inside
+        self._lying = 0  # in the folder when it was last looked at, and those that have come since
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -29,11 +34,33 @@ class PageBodies:
         if length.isdigit() and int(length[:20]) > limit:
             await too_large(limit).response(scope, receive, send)
             return
+        if uploads:
+            self._lying = await asyncio.to_thread(bytes_lying, self._folder)
         end = None if uploads else asyncio.get_running_loop().time() + self._config.body_s
         size, held, whole, started = 0, 0, False, False
         refused: Refused | None = None
 
         async def counted() -> Message:
+            """A piece of an upload as it comes, of whatever else all of it."""
+            nonlocal refused
+            message = await next_piece()
+            if uploads or message["type"] == "http.disconnect":
+                return message
+            pieces = [message.get("body", b"")]
+            while not whole:
+                message = await next_piece()
+                if message["type"] == "http.disconnect":
+                    return message
+                pieces.append(message.get("body", b""))
+            body = b"".join(pieces)
+            try:
+                check_structure(body, self._config)
+            except Refused as error:
+                refused = error
+                raise
+            return {**message, "body": body}
+
+        async def next_piece() -> Message:
             nonlocal size, held, whole, refused
             if whole:
                 return await receive()
@@ -46,13 +73,17 @@ class PageBodies:
             got = len(message.get("body", b""))
             whole = not message.get("more_body", False)
             size += got
-            if not uploads:
+            if uploads:
+                self._lying += got
+            else:
                 held += got
                 self._held += got
             if size > limit:
                 refused = too_large(limit)
             elif self._held > self._config.bodies_bytes:
                 refused = busy()
+            elif uploads and self._lying > self._config.uploads_bytes:
+                refused = Refused(507, "too much was uploaded here; it goes within two hours", code="full")
             if refused is not None:
                 raise refused
             return message

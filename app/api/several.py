@@ -16,6 +16,7 @@ from app.api.config import ServerConfig
 from app.api.errors import Refused, add_handlers, log, refusals
 from app.api.kept import KeptStates
 from app.api.service import Service
+from app.api.structure import is_binary
 from app.engine import Engine
 from app.models import Models
 
@@ -113,7 +114,7 @@ def front(several: Several) -> FastAPI:
 def _named(scope: Scope, body: bytes) -> str | None:
     """The model of the query, else of the body; whatever else is wrong with that is for the model's own interface."""
     named: Any = QueryParams(scope.get("query_string", b"")).get("model")
-    if named is None:
+    if named is None and not is_binary(dict(scope["headers"])):
         try:
             found = json.loads(body)
         except (ValueError, RecursionError):

@@ -4,20 +4,27 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from mm_rwkv7.bench import answers, context, decode, prefill, sound, train, wkv
 from mm_rwkv7.command import Parser, run_command
 
 SIDE_BY_SIDE = 8
+# What each measures; its module is imported when it is the one that is asked for: all of them import torch.
 BENCHES = {
-    "wkv": wkv,
-    "decode": decode,
-    "prefill": prefill,
-    "train": train,
-    "context": context,
-    "sound": sound,
-    "answers": answers,
+    "wkv": "the WKV-7 recurrence: forward, and forward with backward, of each path",
+    "decode": "tokens a second when writing, as a share of what the memory's bandwidth allows, beside other "
+    "implementations",
+    "prefill": "tokens a second when reading, as a share of what the matrix products allow, beside other "
+    "implementations",
+    "train": "one training step with our kernels and with plain torch: tokens a second and memory",
+    "context": "tokens a second and memory against context, beside a same-size Llama; with --T, a long text in pieces. "
+    "Decoding is measured at each context with a state or cache of that size that holds random values; texts are read "
+    "in pieces, up to the longest context or for --seconds, whichever ends first.",
+    "sound": "seconds to encode a sound, by its length, beside AST of the same width and depth on the same patches; "
+    "random weights, fp32, one window as long as the sound; with --minutes, a long file through a whole model",
+    "answers": "questions a second: each with its picture by itself, and many about several pictures at once",
 }
 
 PEERS_HELP = "folder of checkouts to measure beside ours: llama.cpp (built), RWKV-LM, wind_rwkv, flash-linear-attention"
@@ -27,18 +34,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one measurement and prints its rows; returns the exit code (2: bad usage)."""
     parser = Parser(prog="python -m mm_rwkv7.bench", description=__doc__)
     commands = parser.add_subparsers(dest="bench", required=True)
-    for name, bench in BENCHES.items():
-        command = commands.add_parser(name, help=bench.HELP, description=bench.HELP)
+    arguments = sys.argv[1:] if argv is None else argv
+    named = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, measures in BENCHES.items():
+        command = commands.add_parser(name, help=measures, description=measures)
         command.add_argument("--json", action="store_true", help="print a list of rows as JSON")
         command.add_argument("--peers", type=Path, metavar="DIR", help=PEERS_HELP)
-        bench.add_arguments(command)
-    return run_command(parser, argv, _measure)
+        if name == named:
+            _module(name).add_arguments(command)
+    return run_command(parser, arguments, _measure)
+
+
+def _module(name: str) -> Any:
+    return import_module(f"mm_rwkv7.bench.{name}")
 
 
 def _measure(options: Namespace) -> None:
     if options.peers is not None and not options.peers.is_dir():
         raise ValueError(f"--peers is {options.peers}, expected a folder")
-    rows = BENCHES[options.bench].rows(options)
+    rows = _module(options.bench).rows(options)
     print(json.dumps(rows, indent=2) if options.json else as_table(rows))
 
 

@@ -10,8 +10,6 @@ from mm_rwkv7.bench.timing import milliseconds, sample_in_turns
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.synthetic import scenes
 
-HELP = "questions a second: each with its picture by itself, and many about several pictures at once"
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", default="nano", help="a model that sees (default nano)")

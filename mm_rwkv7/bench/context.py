@@ -16,11 +16,6 @@ from mm_rwkv7.bench.timing import time_in_turns, timed
 from mm_rwkv7.generate import PIECE
 from mm_rwkv7.weights import choose_device
 
-HELP = (
-    "tokens a second and memory against context, beside a same-size Llama; with --T, a long text in pieces. Decoding "
-    "is measured at each context with a state or cache of that size that holds random values; texts are read in pieces "
-    f"of {PIECE} tokens, up to the longest context or for --seconds, whichever ends first."
-)
 SHORTEST = 1024
 SPARE = 1.2
 WRITTEN = 4  # tokens in one measurement of decoding

@@ -13,8 +13,6 @@ from mm_rwkv7.decode import ModuleStepper, Stepper, stepper
 from mm_rwkv7.rwkv7 import RWKV7
 from mm_rwkv7.weights import choose_device
 
-HELP = "tokens a second when writing, as a share of what the memory's bandwidth allows, beside other implementations"
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_model_arguments(parser)

@@ -11,8 +11,6 @@ from mm_rwkv7.bench.timing import milliseconds
 from mm_rwkv7.rwkv7 import RWKV7
 from mm_rwkv7.weights import choose_device, choose_dtype
 
-HELP = "tokens a second when reading, as a share of what the matrix products allow, beside other implementations"
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_model_arguments(parser)

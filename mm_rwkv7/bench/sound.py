@@ -20,10 +20,6 @@ from mm_rwkv7.bench.peers import Unmeasured
 from mm_rwkv7.ops import wkv7
 from mm_rwkv7.weights import choose_device
 
-HELP = (
-    "seconds to encode a sound, by its length, beside AST of the same width and depth on the same patches; random "
-    "weights, fp32, one window as long as the sound; with --minutes, a long file through a whole model"
-)
 SIZES = {"tiny": TINY, "small": SMALL, "base": BASE}
 LENGTHS = (10, 30, 60, 180, 600, 1800, 3600)
 FRAMES = 100  # a second

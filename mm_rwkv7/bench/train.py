@@ -25,7 +25,6 @@ from mm_rwkv7.ops.chunked import wkv7_chunked
 from mm_rwkv7.ops.sequences import Inputs
 from mm_rwkv7.weights import choose_device
 
-HELP = "one training step with our kernels and with plain torch: tokens a second and memory"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # of gradients, ||theirs - ours|| / ||ours||
 

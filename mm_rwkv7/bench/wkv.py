@@ -18,7 +18,6 @@ from mm_rwkv7.ops.chunked import CHUNK, wkv7_chunked
 from mm_rwkv7.ops.sequences import Inputs
 from mm_rwkv7.weights import choose_device
 
-HELP = "the WKV-7 recurrence: forward, and forward with backward, of each path"
 PIECE = 16  # steps that kernels/wkv7.c takes together
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Path = Callable[..., tuple[Tensor, Tensor]]

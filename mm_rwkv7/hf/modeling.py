@@ -25,7 +25,8 @@ from mm_rwkv7.hf.saving import merging
 from mm_rwkv7.initialisation import initialise
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.replaceable import check_native
-from mm_rwkv7.weights import cast_weight, locate
+from mm_rwkv7.sources import locate
+from mm_rwkv7.weights import cast_weight
 
 
 class MMRWKV7ForConditionalGeneration(Remote, PictureGenerationMixin, PreTrainedModel):

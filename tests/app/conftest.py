@@ -1,4 +1,3 @@
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,17 +72,11 @@ class SlowPage:
 def _served(model: Any, name: str) -> Iterator[tuple[str, Any]]:
     """The address of a model's page, served from this process, and its engine."""
     from app.engine import Engine
-    from app.serving import launch
-    from app.web.page import build
     from mm_rwkv7.pipeline import Pipeline
+    from tests.app.servers import page_of
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with Engine(Pipeline(model, name)) as engine:
-        page = build(engine)
-        launch(page, engine, "127.0.0.1", port)
-        yield f"http://127.0.0.1:{port}", engine
-        page.close()
+    with Engine(Pipeline(model, name)) as engine, page_of(engine) as url:
+        yield url, engine
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,11 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
+from app import serving
 from app.api.config import ServerConfig
 from app.api.connections import Connection
 from app.engine import Engine
+from app.models import Models
 from app.server import create
 from tests.ears import RATE, noise
 
@@ -31,6 +33,15 @@ JSON = {"content-type": "application/json"}
 def served(engine: Engine, page: Any = None, **config: Any) -> Iterator[str]:
     """The address of a server over an engine, with these of its settings."""
     with listening(create(engine, ServerConfig(**config), page)) as url:
+        yield url
+
+
+@contextmanager
+def page_of(served: Engine | Models, **config: Any) -> Iterator[str]:
+    """The address of the page alone."""
+    from app.web.page import build
+
+    with listening(serving.create(build(served), served, ServerConfig(**config))) as url:
         yield url
 
 

@@ -12,7 +12,7 @@ from app.cli import main
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.interop.convert import WRITERS
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.weights import BUNDLED
+from mm_rwkv7.sources import BUNDLED
 
 FORMAT = "mm-rwkv7"
 
@@ -104,7 +104,7 @@ def test_every_format_that_can_be_written_can_be_asked_for() -> None:
 def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_read(
     out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mm_rwkv7.weights.locate", None)  # nothing is opened
+    monkeypatch.setattr("app.checkpoints.check_source", None)  # nothing is opened
     (tmp_path / "file").write_text("")
     assert main(["convert", "nano", str(tmp_path / out)]) == 2
     assert "error: cannot write to " in capsys.readouterr().err

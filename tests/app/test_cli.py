@@ -1,7 +1,9 @@
 """The command line, run in this process: what it prints, what it refuses, and how it ends."""
 
+import errno
 import json
 import math
+import socket
 import struct
 import subprocess
 import sys
@@ -148,6 +150,9 @@ def test_a_bad_file_is_one_line_before_a_model_is_loaded(tmp_path: Path, run: Ru
         (["ask", "  \n"], "the question is empty"),
         (["ask", "SCENE", ""], "the question is empty"),
         (["ask", "SCENE"], "the question is missing"),
+        (["ask", "SCENE", "SCENE"], "the question is missing"),
+        (["ask", "What is it?", "SCENE"], "the question comes last; expected: mm-rwkv7 ask "),
+        (["ask", "SCENE", "What is it?", "SCENE"], "scene.png 'What is it?'"),
         (["ask", "nowhere.png", "What?"], "nowhere.png: there is no such file"),
         (["ask", ".", "What?"], "is a folder"),
         (["ask", "SCENE", "What?", "--temperature", "-1"], "temperature is -1"),
@@ -159,7 +164,11 @@ def test_a_bad_file_is_one_line_before_a_model_is_loaded(tmp_path: Path, run: Ru
         (["ask", "--batch", ".", "--out", "x.jsonl"], ". is a folder"),
         (["ask", "--batch", "nowhere.jsonl"], "go together"),
         (["ask", "--batch", "SCENE", "--out", "nowhere/x.jsonl"], "nowhere: there is no such folder"),
-        (["ask", "--batch", "SCENE", "--out", "/proc/x.jsonl"], "cannot write to /proc"),
+        pytest.param(
+            ["ask", "--batch", "SCENE", "--out", "/proc/x.jsonl"],
+            "cannot write to /proc",
+            marks=pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc"),
+        ),
         (["ask", "--batch", "SCENE", "--out", "x.jsonl", "What?"], "brings its own questions"),
         (["ask", "--document", "nowhere.txt", "What?"], "nowhere.txt cannot be read"),
         (["chat", "--document", "."], ". cannot be read: Is a directory"),
@@ -178,6 +187,26 @@ def test_bad_usage_is_one_line(run: Run, scene: Path, arguments: list[str], said
     assert (code, out, len(err)) == (2, [], 1), err
     assert err[0].startswith("error: ")
     assert said in err[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "not known"), "there: not known; --host takes an address of this machine"),
+        (OSError(errno.EADDRNOTAVAIL, "not here"), "there:8000: not here; --host takes another"),
+        (OSError(errno.EADDRINUSE, "in use"), "there:8000: in use; --port takes another"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    for command in ("serve", "app"):
+        code, out, err = run(command, "--host", "there", "--port", "8000", "--insecure")
+        assert (code, out, err) == (2, [], [f"error: cannot listen on {said}"])
 
 
 @pytest.mark.parametrize("command", [[], ["ask"], ["serve"], ["train"], ["eval"]])
@@ -408,6 +437,60 @@ def test_chat_goes_on_from_line_to_line(
     monkeypatch.setattr(sys, "stdin", StringIO("What is this?\nWhere is it?\n\nnot read\n"))
     code, out, _ = run("chat", scene, "--model", tiny_checkpoint, "--device", "cpu")
     assert (code, out) == (0, [first.text, second.text])
+
+
+def test_chat_goes_back_and_saves_and_goes_on(
+    run: Run, scene: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline.from_pretrained(tiny_checkpoint, "cpu")
+    first = pipeline.ask("What is this?", [scene])
+    other, second = (pipeline.ask(question, state=first.state) for question in ("How many?", "Where is it?"))
+    alone = pipeline.ask("Where is it?")
+    seen = pipeline.ask("Where is it?", [scene])
+    given = ("--model", tiny_checkpoint, "--device", "cpu")
+
+    def said(*lines: str) -> list[str]:
+        monkeypatch.setattr(sys, "stdin", StringIO("".join(f"{line}\n" for line in lines)))
+        code, out, _ = run("chat", *given)
+        assert code == 0
+        return out
+
+    show, file = f"/image {scene}", tmp_path / "a talk"
+    begun = [show, "What is this?"]
+    assert said(*begun, "How many?", "/undo", "Where is it?") == [first.text, other.text, second.text]
+    assert said(*begun, "/undo", "Where is it?") == [first.text, seen.text]  # the picture is there again
+    assert said(*begun, "/retry", "Where is it?") == [first.text, first.text, second.text]
+    assert said(*begun, "/reset", "Where is it?") == [first.text, alone.text]
+    assert said(*begun, f"/save {file}", "/quit", "not read") == [first.text]
+    assert said("/help", f"/load {file}", "Where is it?") == [second.text]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/undo", "nothing was asked yet"),
+        ("/retry", "nothing was asked yet"),
+        ("/save {}/state", "nothing to save"),
+        ("/load {}/nowhere", "nowhere cannot be read"),
+        ("/load {}/text", "the file"),
+        ("/image {}/nowhere.png", "there is no such file"),
+        ("/sound {}/text", "text is not a sound"),
+        ("/image", "/image wants a file"),
+        ("/sing", "there is no /sing; /help lists what there is"),
+    ],
+)
+def test_a_command_of_a_chat_that_cannot_be_obeyed(
+    run: Run, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, said: str
+) -> None:
+    (tmp_path / "text").write_text("a text")
+    line = line.format(tmp_path)
+    for terminal in (False, True):  # which goes on after it
+        stdin = StringIO(f"{line}\nWhat?\n")
+        monkeypatch.setattr(stdin, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code, out, err = run("chat", "--model", tiny_checkpoint, "--device", "cpu")
+        assert (code, len(out)) == ((0, 1) if terminal else (2, 0)), err
+        assert any("error: " in told and said in told for told in err), err
 
 
 def test_chat_takes_a_picture_and_a_sound(

@@ -14,7 +14,8 @@ from app.requests import Cancelled, Piece, Request, Ticket
 from mm_rwkv7.decode import ModuleStepper
 from mm_rwkv7.generate import prefill
 from mm_rwkv7.pipeline import Answer, Pipeline
-from mm_rwkv7.sampling import Sampler, Sampling
+from mm_rwkv7.sampler import Sampler
+from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.state import State
 from tests.ears import RATE, noise
 

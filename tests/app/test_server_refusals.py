@@ -23,13 +23,14 @@ import pytest
 import soundfile
 from pydantic import ValidationError
 
+from app.addresses import allowed_hosts, check_exposed
 from app.api.config import ServerConfig
 from app.api.connections import Connection
-from app.api.hosts import allowed_hosts
 from app.api.schema import ChatBody, CompletionBody, EmbeddingBody, StateBody
+from app.api.structure import BINARY
 from app.cli import main
 from app.engine import Engine, EngineConfig
-from app.server import check_exposed, create
+from app.server import create
 from mm_rwkv7.pipeline import Pipeline
 from tests.app.servers import JSON, ask, audio, client_of, error_of, image, image_at, png, post, served, until, wav
 
@@ -387,6 +388,31 @@ def test_ten_thousand_idle_connections_keep_nobody_out(engine: Engine, monkeypat
             assert idle.returncode == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_json_than_can_be_parsed_at_once_is_refused_unparsed(engine: Engine) -> None:
+    kept = {"model": "listening", "max_tokens": 1}
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({"prompt": "a", "user": {str(i): 0 for i in range(21)}}, 413),
+        ({"prompt": [1] * 41}, 413),
+        ({"prompt": [[]] * 41}, 413),
+        ({"prompt": ["\\"] * 41}, 413),
+        ({"prompt": "\\", "user": [0] * 41}, 413),
+        ({"prompt": '\\"', "user": [0] * 41}, 413),
+        ({"prompt": 'a,[{:"\\' * 41}, 200),
+        ({"prompt": ["a"] * 20}, 200),
+    ]
+    with served(engine, json_keys=20, json_values=40) as url:
+        for body, status in cases:
+            answer = post(url, "completions", {**kept, **body})
+            assert answer.status_code == status, (body, answer.text)
+            if status == 413:
+                assert error_of(answer)["code"] == "too_large"
+                assert "20 keys and 40 values" in error_of(answer)["message"]
+        broken = httpx.post(f"{url}/v1/completions", content=b"[," * 41, headers=JSON)
+        assert broken.status_code == 413  # nobody has looked whether it is JSON
+        file = httpx.post(f"{url}/v1/states/import", content=b"[," * 41, headers={"content-type": BINARY})
+        assert file.status_code == 400
 
 
 @pytest.mark.parametrize(

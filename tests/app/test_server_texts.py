@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
@@ -113,7 +114,13 @@ def test_embeddings_are_those_of_the_pipeline(client: openai.OpenAI, url: str, p
     one = post(url, "embeddings", {"model": "tiny", "input": pipeline.tokenizer.encode(texts[0])}).json()
     assert one["data"][0]["embedding"] == pytest.approx(found.data[0].embedding)
     assert error_of(post(url, "embeddings", {"model": "tiny", "input": "a", "dimensions": 3}))["param"] == "dimensions"
-    assert post(url, "embeddings", {"model": "tiny", "input": ""}).status_code == 400
+    for nothing, told in (("", "the text is empty"), (["a", ""], "the text is empty"), ([], "input holds 0 texts")):
+        empty = post(url, "embeddings", {"model": "tiny", "input": nothing})
+        assert (empty.status_code, error_of(empty)["param"]) == (400, "input")
+        assert told in error_of(empty)["message"]
+    untyped = httpx.post(f"{url}/v1/embeddings", content=b'{"model": "tiny", "input": "a"}')
+    assert untyped.status_code == 400
+    assert "expected a JSON object and Content-Type: application/json" in error_of(untyped)["message"]
 
 
 def test_no_more_log_probabilities_than_there_is_memory_for(pipeline: Pipeline) -> None:

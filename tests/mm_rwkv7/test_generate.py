@@ -12,7 +12,8 @@ from torch import Tensor
 from mm_rwkv7 import generate
 from mm_rwkv7.generate import Decoder, prefill
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.sampling import Sampler, Sampling
+from mm_rwkv7.sampler import Sampler
+from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.tokenizer import Tokenizer
 
 TEXTS = ("ab", "ba", "aab", "\n\n", "a\n", "é", "🙂", "b🙂")

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from mm_rwkv7.pipeline import Pipeline
+from mm_rwkv7.sources import BUNDLED
 from mm_rwkv7.synthetic import scenes, soundscapes
-from mm_rwkv7.weights import BUNDLED
 
 SEEDS = range(10_001, 10_025, 2)
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mm_rwkv7.sampling import Sampler, Sampling, nucleus
+from mm_rwkv7.sampler import Sampler, nucleus
+from mm_rwkv7.sampling import Sampling
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -math.inf])
 DRAWS = 4000

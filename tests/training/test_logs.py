@@ -16,7 +16,7 @@ from PIL import Image
 
 from training.__main__ import main
 from training.boards import Answered
-from training.logs import Log, summary
+from training.logs import Log, _exit_code, summary
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -184,3 +184,11 @@ def test_a_place_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, place, None)
     with pytest.raises(ValueError, match=f"engine.log names {place}, which is not installed"):
         Log(tmp_path, [place], {}).begin(0)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(None, 0), (KeyboardInterrupt(), 130), (SystemExit(3), 3), (SystemExit(130), 130), (ValueError("wrong"), 1)],
+)
+def test_a_board_is_told_how_the_process_ends(error: BaseException | None, code: int) -> None:
+    assert _exit_code(error) == code

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +13,11 @@ import pytest
 
 from app.engine import Engine
 from app.models import Models
-from app.serving import launch
 from app.web import answering_all
-from app.web.page import build
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.state import State
+from tests.app.servers import page_of
 from tests.app.test_server_models import known, opener  # noqa: F401 - a fixture
 from tests.app.web.test_browser import _nameless, _opened, _told, browser, browser_path  # noqa: F401 - fixtures
 
@@ -35,14 +33,8 @@ TEXT = "What is in the picture? a red square\n" * 400
 def tab(browser: "Browser", known: dict[str, Pipeline]) -> Iterator["Page"]:  # noqa: F811
     """A page with two models, of which one is in memory."""
     models = Models(["/models/endless", "listening", "/models/broken"], opener(known))
-    with models.served() as served, socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-        free.close()
-        page = build(served)
-        launch(page, served, "127.0.0.1", port)
-        with _opened(browser, f"http://127.0.0.1:{port}") as tab:
-            yield tab
-        page.close()
+    with models.served() as served, page_of(served) as url, _opened(browser, url) as tab:
+        yield tab
 
 
 def _limit(tab: "Page", tokens: int) -> None:

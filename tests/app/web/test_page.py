@@ -20,10 +20,10 @@ from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from app.addresses import check_address
 from app.cli import main
 from app.engine import Engine, EngineConfig
 from app.requests import Busy, Request
-from app.serving import check_address
 from app.web import chat_view, example_sounds
 from app.web.conversation import Conversation, Figures, Medium
 from app.web.example_scenes import SCENES, examples, picture

@@ -15,7 +15,7 @@ from mm_rwkv7.config import MMConfig
 from mm_rwkv7.hf import MMRWKV7ForConditionalGeneration, MMRWKV7Processor, export, register
 from mm_rwkv7.pipeline import Pipeline
 from mm_rwkv7.sampling import Sampling
-from mm_rwkv7.weights import BUNDLED
+from mm_rwkv7.sources import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[3]
 PICTURES = [str(ROOT / "app" / "examples" / f"scene-{number}.png") for number in (19, 23)]

@@ -15,7 +15,7 @@ from mm_rwkv7 import checkpoint
 from mm_rwkv7.hf import MMRWKV7Config, MMRWKV7ForConditionalGeneration, RecurrentCache
 from mm_rwkv7.interop.opening import open_checkpoint
 from mm_rwkv7.model import MMRWKV7
-from mm_rwkv7.weights import BUNDLED
+from mm_rwkv7.sources import BUNDLED
 
 Inputs = Callable[..., dict[str, Tensor]]
 QUESTIONS = (("What is in the picture?", [0, 1]), "Describe the picture.", ("a red square?", [2]))
