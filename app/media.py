@@ -23,7 +23,7 @@ def question_and_media(inputs: Sequence[str]) -> tuple[str, list[Part]]:
         raise ValueError("the question is empty")
     if os.path.isfile(question):
         asked = next((medium for medium in media if not os.path.exists(medium)), None)
-        if asked is None:
+        if asked is None or not ("?" in asked or " " in asked):  # a name that was mistyped
             raise ValueError(f"the question is missing: {question} is a file, and the question comes last")
         files = " ".join(shlex.quote(file) for file in inputs if file is not asked)
         raise ValueError(f"the question comes last; expected: mm-rwkv7 ask {files} {shlex.quote(asked)}")

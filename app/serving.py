@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import resource
+import signal
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from fastapi import FastAPI
 
@@ -50,6 +52,7 @@ def mount(app: FastAPI, page: "Blocks", served: "Engine | Models", config: Serve
     """Put the page at / of an application, behind its bounds. Nothing is fetched from elsewhere, and nothing sent
     there."""
     import gradio
+    from gradio import processing_utils
     from gradio.utils import get_upload_folder
 
     from app.web.look import CSS, theme
@@ -70,8 +73,15 @@ def mount(app: FastAPI, page: "Blocks", served: "Engine | Models", config: Serve
         theme=theme(),
         css=CSS,
     )
+    processing_utils.async_ssrf_protected_download = _fetch_nothing  # or a file's path may be an address
     page.has_launched = True  # without it, mounted pages open whatever path of the server a visitor names
-    app.add_middleware(PageBodies, config=config, uploads=config.media * uploaded, folder=Path(get_upload_folder()))
+    app.add_middleware(PageBodies, config=config, folder=Path(get_upload_folder()))
+
+
+async def _fetch_nothing(url: str, cache_dir: str) -> NoReturn:
+    from gradio import Error
+
+    raise Error("files are uploaded here, not fetched from an address", print_exception=False)
 
 
 def largest_upload(served: "Engine | Models") -> int:
@@ -92,6 +102,8 @@ def listen(app: FastAPI, host: str, port: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is a file
     logging.getLogger("uvicorn.error").addFilter(_is_no_end)
+    if threading.current_thread() is threading.main_thread():  # uvicorn ends by the signal that it was sent
+        signal.signal(signal.SIGTERM, _end)
     uvicorn.run(
         app,
         host=host,
@@ -101,6 +113,11 @@ def listen(app: FastAPI, host: str, port: int) -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
     )
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    """So that what was begun is put away, as it is after Ctrl-C."""
+    raise SystemExit(128 + number)
 
 
 def _is_no_end(record: logging.LogRecord) -> bool:

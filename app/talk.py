@@ -1,5 +1,6 @@
 """A conversation in a terminal, line by line. A state is a value: undo is going back to the one before the turn."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +46,7 @@ class Talk:
     def take(self, line: str) -> bool:
         """Answer a question or obey a command; False at the end. ValueError for what cannot be done, which changes
         nothing."""
-        command, _, rest = line.partition(" ")
-        rest = rest.strip()
+        command, rest = (*line.split(maxsplit=1), "", "")[:2]
         if not line or command == "/quit":
             return False
         if not line.startswith("/"):
@@ -56,7 +56,7 @@ class Talk:
         elif COMMANDS[command].split()[1] == "FILE":
             if not rest:
                 raise ValueError(f"{command} wants a file")
-            self._with_file(command, rest)
+            self._with_file(command, _file(rest))
         elif command == "/help":
             print(*COMMANDS.values(), sep="\n", file=sys.stderr)
         elif command == "/reset":
@@ -74,12 +74,18 @@ class Talk:
     def _go_back(self, again: bool) -> None:
         if not self._asked:
             raise ValueError("nothing was asked yet")
-        self._now, question = self._asked.pop()
+        point, question = self._asked[-1]
         if again:
-            self._ask(self._now, question)
+            self._ask(point, question)
+            del self._asked[-2]
+        else:
+            self._now = point
+            del self._asked[-1]
 
     def _with_file(self, command: str, file: str) -> None:
-        state, parts = self._now.state, self._now.parts
+        state, parts, model = self._now.state, self._now.parts, self._pipeline.model
+        if command in ("/image", "/sound") and (model.tower if command == "/image" else model.sound) is None:
+            raise ValueError(f"this model takes no {'pictures' if command == '/image' else 'sounds'}")
         if command == "/image":
             self._now = Point(state, (*parts, {"type": "image", "image": read_picture(file)}))
         elif command == "/sound":
@@ -109,6 +115,13 @@ def talk(talking: Talk) -> None:
             print_error(str(error))
     if not line:  # the end of the input, which has written no line's end after the prompt
         print(file=sys.stderr)
+
+
+def _file(named: str) -> str:
+    """As a shell would have it: in quotes or not, ~ for the home."""
+    if len(named) > 1 and named[0] == named[-1] and named[0] in "'\"":
+        named = named[1:-1]
+    return os.path.expanduser(named)
 
 
 def _save(state: "State", file: str) -> None:

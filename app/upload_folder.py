@@ -13,27 +13,31 @@ STALE_S = 600.0  # an upload that nobody has added to for so long was broken off
 
 @contextmanager
 def own_folder() -> Iterator[None]:
-    """Have Gradio, where nobody has named it a folder, use one that no other program shares."""
-    if os.environ.get(VARIABLE):
-        yield
-        return
-    with TemporaryDirectory(prefix="mm-rwkv7-", ignore_cleanup_errors=True) as folder:
+    """Have Gradio use a folder that no other program shares: in the one that it was told, or among temporary files."""
+    told = os.environ.get(VARIABLE)
+    if told:
+        Path(told).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="mm-rwkv7-", dir=told or None, ignore_cleanup_errors=True) as folder:
         os.environ[VARIABLE] = folder
         try:
             yield
         finally:
-            del os.environ[VARIABLE]
+            if told:
+                os.environ[VARIABLE] = told
+            else:
+                del os.environ[VARIABLE]
 
 
 def bytes_lying(folder: Path) -> int:
     """What lies in Gradio's folder. What is left there of uploads that were broken off, which Gradio forgets, goes."""
     oldest = time.time() - STALE_S
     size = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # it was taken away meanwhile
-            found = path.stat()
-            if path.parent == folder and path.name.startswith("tmp") and found.st_mtime < oldest and path.is_file():
-                path.unlink()
-            elif path.is_file():
-                size += found.st_size
+    for place, _, names in os.walk(folder):  # passes over folders that are taken away meanwhile
+        for path in (Path(place, name) for name in names):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                if path.parent == folder and path.name.startswith("tmp") and found.st_mtime < oldest:
+                    path.unlink()
+                else:
+                    size += found.st_size
     return size

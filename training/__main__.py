@@ -17,7 +17,7 @@ PREPARE = "`python -m training prepare IN OUT` writes shards of your own data; w
 INTERRUPTED = 128 + signal.SIGINT
 FAILED = 1  # nothing is wrong with what was asked for
 ADVICE = (
-    "Try --set engine.on_bad_loss=skip, which leaves such steps out; "
+    "Go on there with --set engine.on_bad_loss=skip, which leaves such steps out; "
     "or in another folder (--set run=DIR) a lower learning_rate, or precision=fp32"
 )
 
@@ -78,7 +78,7 @@ def _train(options: Namespace) -> None:
         place = train(run, device)
     except KeyboardInterrupt:
         if first:
-            print(f"interrupted: {_kept(run.run)}", file=sys.stderr)
+            print(f"interrupted: {_kept(run.run)}; the same command goes on from there", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except BadLossError as error:
         if not first:
@@ -94,7 +94,7 @@ def _kept(run: str) -> str:
     from training.checkpoints import kept_steps
 
     kept = max(kept_steps(Path(run)), default=0)
-    return f"{run} keeps step {kept}; the same command goes on from there" if kept else f"{run} keeps no step yet"
+    return f"{run} keeps step {kept}"
 
 
 def _leave_word_to_the_first(code: int) -> NoReturn:

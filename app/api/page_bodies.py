@@ -11,31 +11,32 @@ from app.api.guard import busy, too_large, too_slow
 from app.api.structure import check_structure
 from app.upload_folder import bytes_lying
 
-UPLOAD = "/gradio_api/upload"  # asks first, and writes files as they come
+PAGE = "/gradio_api"
+UPLOAD = f"{PAGE}/upload"  # asks first, and writes files as they come
+LOOK_S = 5.0  # the folder of uploads is looked at no more often
 
 
 class PageBodies:
     """An ASGI middleware: at most `body_bytes` of a request within `body_s`, and `bodies_bytes` of those together that
-    are inside; where files are sent, `uploads` bytes of each, as long as no more than
-    `uploads_bytes` lie in `folder`."""
+    are inside; where files are sent, as much as may lie in `folder`, `uploads_bytes` of all. What the interface is sent
+    is its own guard's to look into."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, uploads: int, folder: Path) -> None:
-        self._app, self._config, self._uploads, self._folder = app, config, uploads, folder
+    def __init__(self, app: ASGIApp, config: ServerConfig, folder: Path) -> None:
+        self._app, self._config, self._folder = app, config, folder
         self._held = 0  # bytes of the bodies inside
         self._lying = 0  # in the folder when it was last looked at, and those that have come since
+        self._looked = -LOOK_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        uploads = scope["path"].rstrip("/") == UPLOAD
-        limit = self._uploads if uploads else self._config.body_bytes
+        uploads, page = scope["path"].rstrip("/") == UPLOAD, scope["path"].startswith(PAGE)
+        limit = self._config.uploads_bytes if uploads else self._config.body_bytes
         length = dict(scope["headers"]).get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > limit:
             await too_large(limit).response(scope, receive, send)
             return
-        if uploads:
-            self._lying = await asyncio.to_thread(bytes_lying, self._folder)
         end = None if uploads else asyncio.get_running_loop().time() + self._config.body_s
         size, held, whole, started = 0, 0, False, False
         refused: Refused | None = None
@@ -44,7 +45,7 @@ class PageBodies:
             """A piece of an upload as it comes, of whatever else all of it."""
             nonlocal refused
             message = await next_piece()
-            if uploads or message["type"] == "http.disconnect":
+            if uploads or not page or message["type"] == "http.disconnect":
                 return message
             pieces = [message.get("body", b"")]
             while not whole:
@@ -74,6 +75,7 @@ class PageBodies:
             whole = not message.get("more_body", False)
             size += got
             if uploads:
+                await self._look()
                 self._lying += got
             else:
                 held += got
@@ -104,3 +106,10 @@ class PageBodies:
             self._held -= held
         if refused is not None and not started:
             await refused.response(scope, receive, send)
+
+    async def _look(self) -> None:
+        """Only who may send files comes here: it takes a while where many lie."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked >= LOOK_S:
+            self._looked = now
+            self._lying = await asyncio.to_thread(bytes_lying, self._folder)

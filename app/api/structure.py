@@ -1,6 +1,8 @@
 """How much JSON a body holds, told before it is parsed: parsing has the whole process wait, and a key takes far longer
 than the bytes that it is written in."""
 
+import json
+
 from app.api.config import ServerConfig
 from app.api.errors import Refused
 
@@ -8,7 +10,10 @@ BINARY = "application/octet-stream"  # what nobody parses
 
 
 def check_structure(body: bytes, config: ServerConfig) -> None:
-    """`Refused` where a body would be more than `json_keys` keys or `json_values` values."""
+    """`Refused` where a body would be more than `json_keys` keys or `json_values` values, or is not in UTF-8, which
+    parsers would take all the same."""
+    if not (encoding := json.detect_encoding(body)).startswith("utf-8"):
+        raise Refused(400, f"the body seems to be in {encoding}, expected UTF-8", code="wrong_encoding")
     if _within(body, config):  # nearly always: what stands in texts is counted as well
         return
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")

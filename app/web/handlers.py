@@ -203,14 +203,15 @@ class Handlers:
             usual = template.caption if media[-1].kind == "image" else template.sound_caption
             return replace(turn, media=tuple(media), text=text if text.strip() or template.wordless else usual)
 
+        conversation = visitor.current
         with refusals_as_messages(files):
             try:
-                conversation = visitor.current
                 asked = conversation.ask(text, announced(files), _sampling(**controls), remember, decode)
                 yield from self._updates(visitor, conversation, asked, left, held)
             except REFUSED as refused:
                 others = refused.others if isinstance(refused, Unreadable) else files
-                yield self._again(visitor, {"text": held["text"], "files": others})
+                if visitor.current is conversation:
+                    yield self._again(visitor, {"text": held["text"], "files": others})
                 raise
 
     def _again(self, visitor: Visitor, said: Said) -> Update:

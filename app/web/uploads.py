@@ -54,7 +54,7 @@ def read_uploads(paths: Sequence[str]) -> list[Medium]:
 def part_of(path: str) -> dict[str, Any]:
     """A file as a message holds it, not read yet: what reads it says what is wrong with it. ValueError for too long a
     sound."""
-    kind = "audio" if is_sound(path) else "image"
+    kind = _kind(path)
     if kind == "audio":
         check_length(path)
     return {"type": kind, kind: path}
@@ -62,8 +62,7 @@ def part_of(path: str) -> dict[str, Any]:
 
 def _read(path: str) -> Medium:
     name = Path(path).name
-    if is_sound(path):
-        check_length(path)
+    check_length(path)
     part = read_medium(path)
     if part["type"] == "audio":
         return Medium("audio", name, path, content=path)

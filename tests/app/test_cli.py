@@ -14,6 +14,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,9 +24,11 @@ from PIL import Image
 from app.asking import hint_at_media
 from app.cli import main
 from app.media import question_and_media
+from app.talk import Point, Talk
 from mm_rwkv7 import checkpoint
 from mm_rwkv7.model import MMRWKV7
 from mm_rwkv7.pipeline import Pipeline
+from mm_rwkv7.sampling import Sampling
 from mm_rwkv7.synthetic import soundscapes
 from tests.ears import LABELS, without_words
 
@@ -152,6 +155,7 @@ def test_a_bad_file_is_one_line_before_a_model_is_loaded(tmp_path: Path, run: Ru
         (["ask", "SCENE"], "the question is missing"),
         (["ask", "SCENE", "SCENE"], "the question is missing"),
         (["ask", "What is it?", "SCENE"], "the question comes last; expected: mm-rwkv7 ask "),
+        (["ask", "mistyped.png", "SCENE"], "the question is missing"),
         (["ask", "SCENE", "What is it?", "SCENE"], "scene.png 'What is it?'"),
         (["ask", "nowhere.png", "What?"], "nowhere.png: there is no such file"),
         (["ask", ".", "What?"], "is a folder"),
@@ -462,7 +466,21 @@ def test_chat_goes_back_and_saves_and_goes_on(
     assert said(*begun, "/retry", "Where is it?") == [first.text, first.text, second.text]
     assert said(*begun, "/reset", "Where is it?") == [first.text, alone.text]
     assert said(*begun, f"/save {file}", "/quit", "not read") == [first.text]
-    assert said("/help", f"/load {file}", "Where is it?") == [second.text]
+    assert said("/help", f"/load\t'{file}'", "Where is it?") == [second.text]
+
+
+def test_what_cannot_be_asked_again_is_still_said(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline.from_pretrained(tiny_checkpoint, "cpu")
+    talking = Talk(pipeline, Sampling(max_new_tokens=4), Point(None))
+    assert talking.take("What is this?")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "stream", mock.Mock(side_effect=ValueError("the file is gone")))
+        with pytest.raises(ValueError, match="the file is gone"):
+            talking.take("/retry")
+    talking.take("/retry")
+    talking.take("/undo")
+    with pytest.raises(ValueError, match="nothing was asked yet"):
+        talking.take("/undo")
 
 
 @pytest.mark.parametrize(
@@ -474,7 +492,7 @@ def test_chat_goes_back_and_saves_and_goes_on(
         ("/load {}/nowhere", "nowhere cannot be read"),
         ("/load {}/text", "the file"),
         ("/image {}/nowhere.png", "there is no such file"),
-        ("/sound {}/text", "text is not a sound"),
+        ("/sound {}/text", "this model takes no sounds"),
         ("/image", "/image wants a file"),
         ("/sing", "there is no /sing; /help lists what there is"),
     ],

@@ -18,10 +18,10 @@ KEY = "a key"  # pragma: allowlist secret
 
 
 @contextmanager
-def serving(port: int, *options: str | Path) -> Iterator["subprocess.Popen[str]"]:
+def serving(folder: Path, port: int, *options: str | Path) -> Iterator["subprocess.Popen[str]"]:
     """The command as a process that answers by now; it is killed if it has not ended by itself."""
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), *map(str, options)]
-    environment = {**os.environ, "MM_RWKV7_API_KEY": KEY}
+    environment = {**os.environ, "MM_RWKV7_API_KEY": KEY, "GRADIO_TEMP_DIR": str(folder)}
 
     def up() -> bool:
         assert server.poll() is None
@@ -45,7 +45,7 @@ def test_the_command_serves_until_it_is_interrupted_and_the_next_goes_on(tiny_ch
     options = ("--model", tiny_checkpoint, "--states", tmp_path / "states")
     url = f"http://127.0.0.1:{port}"
     client = client_of(url, KEY)
-    with serving(port, *options) as server:
+    with serving(tmp_path, port, *options) as server:
         assert [model.id for model in client.models.list()] == ["model"]
         kept = {"keep_state": True}
         first = client.chat.completions.create(model="model", messages=ask("Describe"), extra_body=kept).choices[0]
@@ -63,6 +63,11 @@ def test_the_command_serves_until_it_is_interrupted_and_the_next_goes_on(tiny_ch
     assert f"page     {url}/, for the user mm-rwkv7 with the page's password" in told
     assert KEY not in told
     assert "Traceback" not in told
-    with serving(port, *options):
+    assert not list(tmp_path.glob("mm-rwkv7-*"))
+    with serving(tmp_path, port, *options) as server:
         found = client.chat.completions.create(**goes_on)
+        assert list(tmp_path.glob("mm-rwkv7-*"))  # where uploads lie
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("mm-rwkv7-*"))
     assert found.choices[0].message.content == expected.choices[0].message.content

@@ -1,6 +1,7 @@
 """The page beside the interface, in one process: open, or behind its password."""
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,12 @@ def test_a_page_is_not_sent_more_json_than_can_be_parsed_at_once(engine: Engine)
             refused = httpx.post(f"{url}{path}", json=body)
             assert (refused.status_code, error_of(refused)["code"]) == (413, "too_large")
         assert httpx.post(f"{url}/gradio_api/call/ask", json={"data": ["a:" * 50]}).status_code != 413
+        for encoding in ("utf-16", "utf-16-le", "utf-32-be"):  # parsers take these as well
+            content = json.dumps(body).encode(encoding)
+            refused = httpx.post(f"{url}/gradio_api/queue/join", content=content, headers=JSON)
+            assert (refused.status_code, error_of(refused)["code"]) == (400, "wrong_encoding")
+        file = {"content-type": "application/octet-stream"}  # is no JSON, whatever it looks like
+        assert httpx.post(f"{url}/v1/states/import", content=b"::[," * 41, headers=file).status_code == 400
 
 
 def test_the_page_alone_has_the_same_checks(
@@ -109,13 +116,13 @@ def test_a_body_of_unknown_length_is_given_up(tmp_path: Path) -> None:
 
         read.clear()
         scope = {"type": "http", "path": path, "headers": []}
-        await PageBodies(swallows, config, 9_500, folder)(scope, endless, send)
+        await PageBodies(swallows, config, folder)(scope, endless, send)
         return answer[0]["status"], sum(read)
 
-    config = ServerConfig(body_bytes=4_500)
+    config = ServerConfig(body_bytes=4_500, uploads_bytes=9_500)
     assert asyncio.run(told("/gradio_api/queue/join")) == (413, 0)
     assert asyncio.run(told("/gradio_api/upload")) == (413, 9_000)
-    config = ServerConfig(body_bytes=4_500, bodies_bytes=2_500)
+    config = ServerConfig(body_bytes=4_500, bodies_bytes=2_500, uploads_bytes=9_500)
     assert asyncio.run(told("/gradio_api/queue/join")) == (429, 0)
     assert asyncio.run(told("/gradio_api/upload")) == (413, 9_000)
     (tmp_path / "other").mkdir()
@@ -136,7 +143,41 @@ def test_beside_the_interface_no_file_of_the_server_is_read(engine: Engine, pict
         assert "event: generating" not in told, told
 
 
-def test_what_was_uploaded_is_bounded_together(engine: Engine) -> None:
+def test_nothing_is_fetched_for_a_visitor(engine: Engine) -> None:
+    asked: list[str] = []
+    fetch = httpx.AsyncClient.send
+    with served(engine, build(engine)) as url, pytest.MonkeyPatch.context() as patch:
+
+        async def noted(client: httpx.AsyncClient, request: httpx.Request, **given: Any) -> httpx.Response:
+            asked.append(str(request.url))
+            return await fetch(client, request, **given)
+
+        patch.setattr(httpx.AsyncClient, "send", noted)
+        named = {"path": "http://192.0.2.1/picture.png", "meta": {"_type": "gradio.FileData"}}
+        body = {"data": [{"text": "What?", "files": [named]}, *CONTROLS.values()], "session_hash": "somebody"}
+        called = httpx.post(f"{url}/gradio_api/call/ask", json=body, timeout=60).json()["event_id"]
+        told = httpx.get(f"{url}/gradio_api/call/ask/{called}", timeout=60).text
+        assert "not fetched from an address" in told
+    assert not asked
+
+
+def test_the_folder_of_uploads_is_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "named" / "tmp_of_another"
+    other.parent.mkdir()
+    other.write_bytes(b"kept")
+    os.utime(other, (0, 0))
+    monkeypatch.setenv(VARIABLE, str(other.parent))
+    with own_folder():
+        folder = Path(os.environ[VARIABLE])
+        assert folder.parent == other.parent
+        assert bytes_lying(folder) == 0
+    assert not folder.exists()
+    assert os.environ[VARIABLE] == str(other.parent)
+    assert other.exists()
+
+
+def test_what_was_uploaded_is_bounded_together(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.api.page_bodies.LOOK_S", 0.0)
     with own_uploads() as folder, bounded(engine, build(engine), folder, 3_000_000) as (url, before):
         upload = f"{url}/gradio_api/upload"
         first = httpx.post(upload, files={"files": b"x" * 1_000_000})

@@ -166,7 +166,7 @@ def test_a_board_elsewhere_is_one_run_with_numbers_and_answers(
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(SystemExit(143), 143), (ValueError("a broken file"), 1), (KeyboardInterrupt(), 1)]
+    ("error", "code"), [(SystemExit(143), 143), (ValueError("a broken file"), 1), (KeyboardInterrupt(), 130)]
 )
 def test_a_run_that_fails_is_not_shown_as_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int

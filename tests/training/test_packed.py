@@ -248,7 +248,7 @@ def test_a_bad_loss_ends_the_command_with_one_line_and_keeps_what_was_good(
     assert ended.value.code == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: stage align, step 3: the loss is nan; the samples were ")
-    assert f"{tmp_path / 'run'} keeps step 2; " in line
+    assert f"{tmp_path / 'run'} keeps step 2. " in line
     assert "--set engine.on_bad_loss=skip" in line
     assert kept_steps(tmp_path / "run") == [2]
 

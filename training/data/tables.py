@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,12 +55,11 @@ class Parquet(Indexed):
     def __init__(self, paths: Sequence[str | os.PathLike[str]], name: str) -> None:
         self.name = name
         self.paths = [Path(path) for path in paths]
-        groups = [(path, group, *size) for path in self.paths for group, size in enumerate(_groups(path))]
-        self._groups = [(path, group) for path, group, *_ in groups]
-        self._sizes = [rows for *_, rows, _ in groups]
-        largest = max((weight for *_, weight in groups), default=0)
+        groups = [(path, group, rows) for path in self.paths for group, rows in enumerate(_groups(path))]
+        self._groups = [(path, group) for path, group, _ in groups]
+        self._sizes = [rows for *_, rows in groups]
         self._words = lru_cache(KEPT)(self._read)
-        self._media = lru_cache(len(MEDIA) * max(KEPT, ROOM // max(largest, 1)))(self._read)
+        self._media: OrderedDict[tuple[int, str], tuple[list[dict[str, Any]], int]] = OrderedDict()
 
     @property
     def blocks(self) -> Sequence[int]:
@@ -79,7 +79,14 @@ class Parquet(Indexed):
 
     def column(self, block: int, name: str) -> list[dict[str, Any]]:
         """The rows of a block, of one column with pictures or sounds."""
-        return self._media(block, name)
+        key = block, name
+        if key not in self._media:
+            rows = self._read(block, name)
+            self._media[key] = rows, sum(map(_weight, rows))
+            while len(self._media) > KEPT and sum(weight for _, weight in self._media.values()) > ROOM:
+                self._media.popitem(last=False)
+        self._media.move_to_end(key)
+        return self._media[key][0]
 
     def _read(self, block: int, column: str | None = None) -> list[dict[str, Any]]:
         from pyarrow import default_memory_pool
@@ -118,13 +125,20 @@ def _open(path: Path) -> Any:
         raise ValueError(f"{path} is no parquet table: {error}") from error
 
 
-def _groups(path: Path) -> list[tuple[int, int]]:
-    """How many rows and bytes each row group of a table has, whose columns must say what is said."""
+def _weight(value: Any) -> int:
+    """Bytes of the files in a cell."""
+    if isinstance(value, bytes):
+        return len(value)
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_weight, inside))
+
+
+def _groups(path: Path) -> list[int]:
+    """How many rows each row group of a table has, whose columns must say what is said."""
     file = _open(path)
     if not set(SAYS) & set(file.schema_arrow.names):
         raise ValueError(f"{path} has the columns {file.schema_arrow.names}, expected {LAYOUTS}")
-    groups = (file.metadata.row_group(group) for group in range(file.num_row_groups))
-    return [(group.num_rows, group.total_byte_size) for group in groups]
+    return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
 
 def _light(file: Any) -> list[str]:

@@ -407,6 +407,12 @@ def test_a_message_that_is_refused_once_it_is_shown_leaves_the_chat(engine: Engi
     with pytest.raises(gr.Error, match="broken or cut short"):
         next(updates)
 
+    updates = handlers.ask({"text": "What?", "files": [str(tmp_path / "bad.wav")]}, tab, **CONTROLS)
+    next(updates)
+    handlers.new(tab)  # whose box is not filled with the words of another conversation
+    with pytest.raises(gr.Error, match="broken or cut short"):
+        next(updates)
+
 
 def test_the_figures_say_what_was_measured() -> None:
     figures = Figures(0.25, 50, 0, 0.1, 0.0, 12, 240.0, "length", 330_000)

@@ -391,6 +391,17 @@ def test_a_row_group_is_read_once_for_its_pictures_and_few_large_ones_are_kept(
         look(reader, number)
     assert sorted(read) == list(range(groups)), f"seed {seed}"
 
+    monkeypatch.setattr(tables, "ROOM", sum(map(len, numbers[-5 * rows :])))
+    reader = Parquet([path], "table")
+    for number in range(0, len(numbers), rows):
+        look(reader, number)
+    read.clear()
+    for number in range(len(numbers) - 5 * rows, len(numbers), rows):
+        look(reader, number)
+    assert not read, "as many as there is room for are kept"
+    look(reader, len(numbers) - 6 * rows)
+    assert read == [groups - 6]
+
     monkeypatch.setattr(tables, "ROOM", 1)  # as if every row group were a large one
     reader = Parquet([path], "table")
     read.clear()
