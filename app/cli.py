@@ -199,6 +199,10 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
+    remember: Annotated[
+        bool | None,
+        typer.Option(help="Ask each question after the ones before it [default: as the model was trained]."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Talk with the model; /help lists commands, and an empty line ends it."""
@@ -211,7 +215,7 @@ def chat(
     pipeline = _pipeline(model, device, dtype)
     if not parts:
         hint_at_media(pipeline)
-    talk(Talk(pipeline, sampling, Point(state_after(pipeline, text), parts)))
+    talk(Talk(pipeline, sampling, Point(state_after(pipeline, text), parts), remember))
 
 
 def embed(

@@ -1,4 +1,8 @@
-"""A conversation in a terminal, line by line. A state is a value: undo is going back to the one before the turn."""
+"""A conversation in a terminal, line by line. A state is a value: undo is going back to the one before the turn.
+
+A model with a vocabulary of its own, such as nano, was trained on single questions: it is asked each about the pictures
+and sounds alone, as the page does it.
+"""
 
 import os
 import sys
@@ -19,7 +23,7 @@ COMMANDS = {
     "/sound": "/sound FILE  play a sound with the next question",
     "/undo": "/undo        go back before the last question",
     "/retry": "/retry       ask it again",
-    "/save": "/save FILE   write the conversation's state",
+    "/save": "/save FILE   write the state after the last answer",
     "/load": "/load FILE   go on from such a file",
     "/reset": "/reset       begin anew",
     "/help": "/help        say this",
@@ -36,11 +40,14 @@ class Point:
 
 
 class Talk:
-    """`take` a line after the other, until one ends the talk."""
+    """`take` a line after the other, until one ends the talk. `remembers` tells whether a question comes after the ones
+    before it; None leaves it to the model."""
 
-    def __init__(self, pipeline: "Pipeline", sampling: "Sampling", begin: Point) -> None:
+    def __init__(self, pipeline: "Pipeline", sampling: "Sampling", begin: Point, remembers: bool | None = None) -> None:
         self._pipeline, self._sampling, self._begin = pipeline, sampling, begin
+        self.remembers = pipeline.model.config.vocabulary is None if remembers is None else remembers
         self._now = begin
+        self._after = begin.state  # the last answer
         self._asked: list[tuple[Point, str]] = []  # each question, and where it was asked
 
     def take(self, line: str) -> bool:
@@ -60,7 +67,8 @@ class Talk:
         elif command == "/help":
             print(*COMMANDS.values(), sep="\n", file=sys.stderr)
         elif command == "/reset":
-            self._now, self._asked = self._begin, []
+            self._now, self._after, self._asked = self._begin, self._begin.state, []
+            _tell("begun anew")
         else:
             self._go_back(again=command == "/retry")
         return True
@@ -69,40 +77,53 @@ class Talk:
         stream = self._pipeline.stream(user_message(question, point.parts), self._sampling, point.state)
         print_stream(stream)
         self._asked.append((point, question))
-        self._now = Point(stream.answer.state)
+        self._after = stream.answer.state
+        self._now = Point(self._after) if self.remembers else point
 
     def _go_back(self, again: bool) -> None:
         if not self._asked:
-            raise ValueError("nothing was asked yet")
+            raise ValueError("nothing was asked here yet")
         point, question = self._asked[-1]
         if again:
             self._ask(point, question)
             del self._asked[-2]
         else:
-            self._now = point
+            self._now, self._after = point, point.state
             del self._asked[-1]
+            _tell(f"back before: {question}")
 
     def _with_file(self, command: str, file: str) -> None:
-        state, parts, model = self._now.state, self._now.parts, self._pipeline.model
+        model = self._pipeline.model
         if command in ("/image", "/sound") and (model.tower if command == "/image" else model.sound) is None:
             raise ValueError(f"this model takes no {'pictures' if command == '/image' else 'sounds'}")
         if command == "/image":
-            self._now = Point(state, (*parts, {"type": "image", "image": read_picture(file)}))
+            self._give({"type": "image", "image": read_picture(file)})
         elif command == "/sound":
-            self._now = Point(state, (*parts, read_sound(file)))
+            self._give(read_sound(file))
         elif command == "/load":
-            self._now, self._asked = Point(_load(file, self._pipeline)), []
-        elif state is None:
+            self._after = _load(file, self._pipeline)
+            self._now, self._asked = Point(self._after), []
+            _tell(f"going on from {file}")
+        elif self._after is None:
             raise ValueError("nothing was asked yet, so there is nothing to save")
         else:
-            _save(state, file)
+            _save(self._after, file)
+            _tell(f"written to {file}")
+
+    def _give(self, part: Part) -> None:
+        """Beside what was given since the last question."""
+        used = bool(self._asked) and self._asked[-1][0] is self._now  # which happens only where nothing is remembered
+        begin = Point(self._begin.state) if used else self._now
+        self._now = Point(begin.state, (*begin.parts, part))
+        _tell("it goes before the next question" if self.remembers else "the next questions are about it")
 
 
 def talk(talking: Talk) -> None:
     """Until an empty line, /quit or the end of the input. What cannot be done is said, and ends only a script."""
     asks = sys.stdin.isatty()
     if asks:
-        print("ask about what you gave; /help lists commands, an empty line ends the talk", file=sys.stderr)
+        alone = "" if talking.remembers else "; this model takes each question by itself"
+        _tell(f"ask your questions{alone}; /help lists commands, an empty line ends the talk")
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
@@ -115,6 +136,10 @@ def talk(talking: Talk) -> None:
             print_error(str(error))
     if not line:  # the end of the input, which has written no line's end after the prompt
         print(file=sys.stderr)
+
+
+def _tell(what: str) -> None:
+    print(what, file=sys.stderr)
 
 
 def _file(named: str) -> str:
@@ -138,4 +163,7 @@ def _load(file: str, pipeline: "Pipeline") -> "State":
         data = Path(file).read_bytes()
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
-    return load(data, pipeline)
+    try:
+        return load(data, pipeline)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error

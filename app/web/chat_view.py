@@ -13,6 +13,7 @@ from app.web.conversation import Figures, Medium, Turn
 from mm_rwkv7.bench.memory import resident
 
 WAITING = "…"
+LESS = "&lt;"  # what people write is no HTML
 ENDINGS = {"length": "cut at the limit", "cancelled": "stopped", "deadline": "out of time"}
 
 
@@ -21,7 +22,7 @@ def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     found = []
     for turn in turns:
         found += [{"role": "user", "content": _shown(medium)} for medium in turn.media]
-        found += [{"role": "user", "content": turn.text}] if turn.text else []
+        found += [{"role": "user", "content": turn.text.replace("<", LESS)}] if turn.text else []
         found.append({"role": "assistant", "content": turn.answer or WAITING})
     return found
 

@@ -27,6 +27,7 @@ Said = dict[str, Any]  # "text" and "files", as the question box gives them
 
 EMPTY: Said = {"text": "", "files": []}
 FILE = "conversation.safetensors"
+NOT_LAST = "questions are about what was sent last: send it again, or have earlier questions remembered"
 UNSEEN = "Nothing to look at or to listen to was sent yet: this answers the words alone"
 
 
@@ -52,8 +53,9 @@ class Handlers:
             """Ask what the button says, about the files of `message` or about what was sent before. Its text stays."""
             said, visitor, (text, about) = message or EMPTY, self._visitor(request), self.presets[label]
             with refusals_as_messages():
-                if about not in visitor.current.kinds(announced(said["files"]), remember):
-                    raise ValueError(_none_of(about))
+                media = announced(said["files"])
+                if about not in visitor.current.kinds(media, remember):
+                    raise ValueError(NOT_LAST if about in visitor.current.kinds(media) else _none_of(about))
             yield from self._said(said, text, said["text"], visitor, remember, controls)
 
         return asked
@@ -64,7 +66,7 @@ class Handlers:
         conversation = visitor.current
         with refusals_as_messages():
             number = chat_view.turn_of(conversation.turns, _index(event.index))
-            asked = conversation.edit(number, str(event.value), _sampling(**controls))
+            asked = conversation.edit(number, str(event.value).replace(chat_view.LESS, "<"), _sampling(**controls))
             yield from self._updates(visitor, conversation, asked)
 
     def retry(self, request: gr.Request, remember: bool, **controls: Any) -> Iterator[Update]:

@@ -24,7 +24,8 @@ def stoppable(stop: gr.Button, run: str, begun: list[Any]) -> None:
 
 def stoppable_until(stop: gr.Button, run: str, ended: Any) -> None:
     """`stop` is grey again when the event `ended` has, and nothing else runs."""
-    ended.then(None, None, stop, js=_counted(stop, f"runs.delete({json.dumps(run)})"), **AT_ONCE)
+    for after in (ended.then, ended.failure):  # Gradio 6.31 takes no refusal for an end
+        after(None, None, stop, js=_counted(stop, f"runs.delete({json.dumps(run)})"), **AT_ONCE)
 
 
 def _counted(stop: gr.Button, change: str) -> str:

@@ -439,7 +439,7 @@ def test_chat_goes_on_from_line_to_line(
     second = pipeline.ask("Where is it?", state=first.state)
     assert second.text != pipeline.ask("Where is it?").text
     monkeypatch.setattr(sys, "stdin", StringIO("What is this?\nWhere is it?\n\nnot read\n"))
-    code, out, _ = run("chat", scene, "--model", tiny_checkpoint, "--device", "cpu")
+    code, out, _ = run("chat", scene, "--model", tiny_checkpoint, "--device", "cpu", "--remember")
     assert (code, out) == (0, [first.text, second.text])
 
 
@@ -451,7 +451,7 @@ def test_chat_goes_back_and_saves_and_goes_on(
     other, second = (pipeline.ask(question, state=first.state) for question in ("How many?", "Where is it?"))
     alone = pipeline.ask("Where is it?")
     seen = pipeline.ask("Where is it?", [scene])
-    given = ("--model", tiny_checkpoint, "--device", "cpu")
+    given = ("--model", tiny_checkpoint, "--device", "cpu", "--remember")
 
     def said(*lines: str) -> list[str]:
         monkeypatch.setattr(sys, "stdin", StringIO("".join(f"{line}\n" for line in lines)))
@@ -479,18 +479,42 @@ def test_what_cannot_be_asked_again_is_still_said(tiny_checkpoint: Path, monkeyp
             talking.take("/retry")
     talking.take("/retry")
     talking.take("/undo")
-    with pytest.raises(ValueError, match="nothing was asked yet"):
+    with pytest.raises(ValueError, match="nothing was asked here yet"):
         talking.take("/undo")
+
+
+def test_a_model_of_single_questions_is_asked_each_by_itself(
+    scene: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipeline, sampling, other = Pipeline.from_pretrained(tiny_checkpoint, "cpu"), Sampling(), tmp_path / "other.png"
+    Image.new("RGB", (40, 30), "red").save(other)
+    talking = Talk(pipeline, sampling, Point(None))
+    assert not talking.remembers
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.model, "config", SimpleNamespace(vocabulary=None))
+        assert Talk(pipeline, sampling, Point(None)).remembers
+    lines = (f"/image {scene}", "What?", "Where?", f"/save {tmp_path}/state", f"/image {other}", "What?")
+    assert all(talking.take(line) for line in lines)
+    asked = [("What?", scene), ("Where?", scene), ("What?", other)]
+    alone = [pipeline.ask(question, [picture], sampling=sampling) for question, picture in asked]
+    assert capsys.readouterr().out.splitlines() == [answer.text for answer in alone]
+    talking.take(f"/load {tmp_path}/state")
+    talking.take("What?")
+    assert capsys.readouterr().out.splitlines() == [pipeline.ask("What?", state=alone[1].state).text]
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/undo", "nothing was asked yet"),
-        ("/retry", "nothing was asked yet"),
+        ("/undo", "nothing was asked here yet"),
+        ("/retry", "nothing was asked here yet"),
         ("/save {}/state", "nothing to save"),
         ("/load {}/nowhere", "nowhere cannot be read"),
-        ("/load {}/text", "the file"),
+        ("/load {}/text", "/text: the file is not a state file"),
         ("/image {}/nowhere.png", "there is no such file"),
         ("/sound {}/text", "this model takes no sounds"),
         ("/image", "/image wants a file"),
@@ -519,7 +543,7 @@ def test_chat_takes_a_picture_and_a_sound(
         first = pipeline.ask("What is this?", images, [sound])
         second = pipeline.ask("Where is it?", state=first.state)
         monkeypatch.setattr(sys, "stdin", StringIO("What is this?\nWhere is it?\n"))
-        code, out, _ = run("chat", *images, sound, "--model", listening_checkpoint, "--device", "cpu")
+        code, out, _ = run("chat", *images, sound, "--model", listening_checkpoint, "--device", "cpu", "--remember")
         assert (code, out) == (0, [first.text, second.text])
 
 

@@ -110,6 +110,9 @@ def test_a_gallery_that_is_stopped_hands_out_what_is_done(
 
     monkeypatch.setattr(answering_all, "_asking", waits)
     tab.click("role=tab[name='Many files']")
+    tab.click("#gallery-run")  # with no files
+    tab.wait_for_selector("[data-testid='toast-body']")
+    tab.wait_for_selector("#gallery-stop:disabled")
     tab.set_input_files("#gallery-files input[type=file]", [pictures["blue"], pictures["red"]])
     tab.wait_for_selector("#gallery-files:has-text('red')")
     assert tab.is_disabled("#gallery-stop")

@@ -1,5 +1,6 @@
 """The page through its own API: streams, refusals, conversations, and visitors side by side."""
 
+import html
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gradio as gr
 import httpx
@@ -27,7 +29,7 @@ from app.requests import Busy, Request
 from app.web import chat_view, example_sounds
 from app.web.conversation import Conversation, Figures, Medium
 from app.web.example_scenes import SCENES, examples, picture
-from app.web.handlers import UNSEEN, Handlers
+from app.web.handlers import NOT_LAST, UNSEEN, Handlers
 from app.web.page import build
 from app.web.presets import Preset, presets
 from app.web.refusals import SHOWN_S
@@ -397,6 +399,16 @@ def test_a_message_is_shown_before_what_was_sent_with_it_is_decoded(
     assert engine.counts.tokens_read == before
 
 
+def test_words_are_shown_as_they_were_written(engine: Engine) -> None:
+    handlers, tab, words = Handlers(engine), gr.Request(session_hash="tab"), "is 3 <b> 2? <script>x</script>"
+    *_, (chat, *_) = handlers.ask({"text": words, "files": []}, tab, **CONTROLS)
+    assert "<" not in chat[0]["content"]
+    assert html.unescape(chat[0]["content"]) == words
+    event = mock.Mock(index=0, value=f"{chat[0]['content']} And?")
+    *_, (chat, *_) = handlers.edit(event, tab, **CONTROLS)
+    assert handlers.visitors.of("tab").current.turns[0].text == f"{words} And?"
+
+
 def test_a_message_that_is_refused_once_it_is_shown_leaves_the_chat(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(b"RIFF....WAVE")
     handlers, tab = Handlers(engine), gr.Request(session_hash="tab")
@@ -440,7 +452,7 @@ def test_a_preset_refuses_to_speak_of_what_is_not_there(engine: Engine, pictures
     assert handlers.visitors.of("tab").current.turns == ()
     assert [pressed("see", pictures["red"]), pressed("see"), pressed("hear")] == ["What?", "What?", no_sound]
     assert [pressed("hear", wave), pressed("see")] == ["Where?", "What?"]
-    assert pressed("see", remember=False) == no_picture  # the sound was the latest
+    assert pressed("see", remember=False) == NOT_LAST  # but the sound
     handlers.new(tab)
     assert pressed("see") == no_picture
     with pytest.raises(gr.Error) as refused:
