@@ -90,13 +90,14 @@ def test_a_document_is_asked_from_a_terminal(
     opened = Pipeline.from_pretrained(tiny_checkpoint)
     state = opened.prefill([{"role": "user", "content": TEXT}])
     first = opened.ask("What is in the picture?", state=state)
-    second = opened.ask("Describe", state=first.state)
+    second, alone = (opened.ask("Describe", state=before) for before in (first.state, state))
     given = ["--document", str(path), "--model", str(tiny_checkpoint)]
     assert main(["ask", *given, "What is in the picture?"]) == 0
     assert capsys.readouterr().out == f"{first.text}\n"
-    monkeypatch.setattr("sys.stdin", io.StringIO("What is in the picture?\nDescribe\n\n"))
-    assert main(["chat", *given]) == 0
-    assert capsys.readouterr().out == f"{first.text}\n{second.text}\n"
+    for options, answer in (([], alone), (["--remember"], second)):
+        monkeypatch.setattr("sys.stdin", io.StringIO("What is in the picture?\nDescribe\n\n"))
+        assert main(["chat", *given, *options]) == 0
+        assert capsys.readouterr().out == f"{first.text}\n{answer.text}\n"
     assert main(["ask", "--document", str(tmp_path / "none"), "What?"]) == 2
     assert "cannot be read" in capsys.readouterr().err
 
