@@ -30,6 +30,8 @@ COMMANDS = {
     "/quit": "/quit        end, as an empty line does",
 }
 
+WITH_FILE = ("/image", "/sound", "/save", "/load")
+
 
 @dataclass(frozen=True)
 class Point:
@@ -48,7 +50,7 @@ class Talk:
         self.remembers = pipeline.model.config.vocabulary is None if remembers is None else remembers
         self._now = begin
         self._after = begin.state  # the last answer
-        self._asked: list[tuple[Point, str]] = []  # each question, and where it was asked
+        self._asked: list[tuple[Point, str, State | None]] = []  # each question, where, and the state to save before it
 
     def take(self, line: str) -> bool:
         """Answer a question or obey a command; False at the end. ValueError for what cannot be done, which changes
@@ -60,7 +62,7 @@ class Talk:
             self._ask(self._now, line)
         elif command not in COMMANDS:
             raise ValueError(f"there is no {command}; /help lists what there is")
-        elif COMMANDS[command].split()[1] == "FILE":
+        elif command in WITH_FILE:
             if not rest:
                 raise ValueError(f"{command} wants a file")
             self._with_file(command, _file(rest))
@@ -76,19 +78,19 @@ class Talk:
     def _ask(self, point: Point, question: str) -> None:
         stream = self._pipeline.stream(user_message(question, point.parts), self._sampling, point.state)
         print_stream(stream)
-        self._asked.append((point, question))
+        self._asked.append((point, question, self._after))
         self._after = stream.answer.state
         self._now = Point(self._after) if self.remembers else point
 
     def _go_back(self, again: bool) -> None:
         if not self._asked:
             raise ValueError("nothing was asked here yet")
-        point, question = self._asked[-1]
+        point, question, after = self._asked[-1]
         if again:
             self._ask(point, question)
-            del self._asked[-2]
+            self._asked[-2:] = [(point, question, after)]
         else:
-            self._now, self._after = point, point.state
+            self._now, self._after = point, after
             del self._asked[-1]
             _tell(f"back before: {question}")
 

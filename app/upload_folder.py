@@ -13,11 +13,16 @@ STALE_S = 600.0  # an upload that nobody has added to for so long was broken off
 
 @contextmanager
 def own_folder() -> Iterator[None]:
-    """Have Gradio use a folder that no other program shares: in the one that it was told, or among temporary files."""
+    """Have Gradio use a folder that no other program shares: in the one that it was told, or among temporary files. A
+    ValueError where none can be made."""
     told = os.environ.get(VARIABLE)
-    if told:
-        Path(told).mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="mm-rwkv7-", dir=told or None, ignore_cleanup_errors=True) as folder:
+    try:
+        if told:
+            Path(told).mkdir(parents=True, exist_ok=True)
+        own = TemporaryDirectory(prefix="mm-rwkv7-", dir=told or None, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ValueError(f"uploads cannot be kept in {told or 'the temporary folder'}: {error.strerror}") from error
+    with own as folder:
         os.environ[VARIABLE] = folder
         try:
             yield

@@ -502,6 +502,9 @@ def test_a_model_of_single_questions_is_asked_each_by_itself(
     asked = [("What?", scene), ("Where?", scene), ("What?", other)]
     alone = [pipeline.ask(question, [picture], sampling=sampling) for question, picture in asked]
     assert capsys.readouterr().out.splitlines() == [answer.text for answer in alone]
+    for line in ("/retry", "/undo", f"/save {tmp_path}/state"):  # what is after the answer before
+        talking.take(line)
+    capsys.readouterr()
     talking.take(f"/load {tmp_path}/state")
     talking.take("What?")
     assert capsys.readouterr().out.splitlines() == [pipeline.ask("What?", state=alone[1].state).text]

@@ -174,6 +174,9 @@ def test_the_folder_of_uploads_is_one_s_own(tmp_path: Path, monkeypatch: pytest.
     assert not folder.exists()
     assert os.environ[VARIABLE] == str(other.parent)
     assert other.exists()
+    monkeypatch.setenv(VARIABLE, str(other / "below a file"))
+    with pytest.raises(ValueError, match=r"uploads cannot be kept in .*below a file: "), own_folder():
+        pass
 
 
 def test_what_was_uploaded_is_bounded_together(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
